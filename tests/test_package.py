@@ -33,7 +33,9 @@ def test_the_lock_pins_exactly() -> None:
 def test_the_lock_fits_the_metadata() -> None:
     lock = requirements("requirements.lock")
     extras = PROJECT["optional-dependencies"]
-    wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *(one for each in extras.values() for one in each)]]
+    wanted = [
+        Requirement(text) for text in [*PROJECT["dependencies"], *(one for each in extras.values() for one in each)]
+    ]
     wanted += requirements("constraints.txt").values()
     for need in wanted:
         pin = lock[need.name.lower()]

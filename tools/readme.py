@@ -16,8 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,8 +137,12 @@ def main() -> int:
     failures = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        jobs = [(f"line {b.line}", lambda b=b: run_console(b, folder)) for b in page if b.language == "console"]
-        jobs.append(("Python blocks", lambda: run_python([b for b in page if b.language == "python"], folder)))
+        jobs: list[tuple[str, Callable[[], None]]] = []
+        for block in page:
+            if block.language == "console":
+                jobs.append((f"line {block.line}", partial(run_console, block, folder)))
+        program = [block for block in page if block.language == "python"]
+        jobs.append(("Python blocks", partial(run_python, program, folder)))
         for title, job in jobs:
             try:
                 job()
