@@ -160,8 +160,8 @@ def _iso_score(cloud: _Cloud) -> float | None:
 
 
 def partition_ratio(x: Tensor) -> float | None:
-    """The ratio min Z(c) / max Z(c), Z(c) = sum_i exp(c . x_i), over the eigenvectors c of X^T X (Mu & Viswanath 2018, ICLR,
-    "All-but-the-Top"; the partition function of Arora et al. 2016).
+    """The ratio min Z(c) / max Z(c), Z(c) = sum_i exp(c . x_i), over the eigenvectors c of X^T X (Mu & Viswanath 2018,
+    ICLR, "All-but-the-Top"; the partition function of Arora et al. 2016).
 
     An eigenvector has no sign, and Z does: both c and -c are taken, so that the number does not depend on the
     linear-algebra library. The exponentials are never formed (log-sum-exp).

@@ -1,0 +1,69 @@
+"""Sublayer: write how a Transformer block is wired as one line; build, train, measure and compare what it says.
+
+Importing this package imports no torch. Models and training are imported when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from sublayer.notation import Design, DesignError, designs, parse
+
+if TYPE_CHECKING:
+    from sublayer.cost import Cost, cost
+    from sublayer.model import (
+        SublayerConfig,
+        SublayerForCausalLM,
+        SublayerForMaskedLM,
+        SublayerForSequenceClassification,
+        SublayerModel,
+    )
+    from sublayer.probe import Probe, probe
+    from sublayer.study import Study, compare
+
+__version__ = "0.1.0"
+
+# Public names that need torch or pandas, each with the module that has it.
+_LAZY = {
+    "Cost": "sublayer.cost",
+    "Probe": "sublayer.probe",
+    "Study": "sublayer.study",
+    "SublayerConfig": "sublayer.model",
+    "SublayerForCausalLM": "sublayer.model",
+    "SublayerForMaskedLM": "sublayer.model",
+    "SublayerForSequenceClassification": "sublayer.model",
+    "SublayerModel": "sublayer.model",
+    "compare": "sublayer.study",
+    "cost": "sublayer.cost",
+    "probe": "sublayer.probe",
+}
+
+__all__ = [
+    "Cost",
+    "Design",
+    "DesignError",
+    "Probe",
+    "Study",
+    "SublayerConfig",
+    "SublayerForCausalLM",
+    "SublayerForMaskedLM",
+    "SublayerForSequenceClassification",
+    "SublayerModel",
+    "compare",
+    "cost",
+    "designs",
+    "parse",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'sublayer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,328 @@
+"""From statements to the wiring graph: names are resolved, sums flattened, scalars folded."""
+
+import ast
+from dataclasses import dataclass, field
+
+from sublayer.notation import graph as g
+from sublayer.notation.errors import DesignError
+from sublayer.notation.scalar import ONE, SYMBOLS, Scalar, ScalarError
+from sublayer.notation.text import LayerRange, RawSection, Statement, in_order, nearest, split
+
+Value = g.Linear | Scalar
+
+# What people write for an operator in papers and code.
+SPELLINGS = {
+    "ln": "norm", "lnorm": "norm", "layer_norm": "layernorm", "rms_norm": "rmsnorm", "rms": "rmsnorm", "normalize": "norm",
+    "a": "attn", "sa": "attn", "mha": "attn", "mhsa": "attn", "attention": "attn", "selfattn": "attn", "self_attn": "attn", "selfattention": "attn",
+    "f": "ffn", "mlp": "ffn", "ff": "ffn", "feedforward": "ffn", "feed_forward": "ffn", "fnn": "ffn",
+    "crossattn": "cross", "cross_attn": "cross", "layerscale": "scale", "ls": "scale", "detach": "stop", "stopgrad": "stop", "stop_gradient": "stop", "sg": "stop",
+    "tanh": "dyt", "rezero": "gate", "l": "layer", "n": "depth", "num_layers": "depth",
+}  # fmt: skip
+
+
+@dataclass
+class Wiring:
+    """The graphs of a whole design before they are put in normal form."""
+
+    embed: g.Graph
+    blocks: list[tuple[LayerRange, g.Graph]]
+    final: g.Graph
+    streams: tuple[str, ...]
+    normalised: bool  # whether the last block ends in a norm
+
+
+@dataclass
+class _Reader:
+    """Reads the statements of one section into a graph."""
+
+    text: str
+    kind: str
+    graph: g.Graph = field(default_factory=g.Graph)
+    env: dict[str, Value] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, tuple[int, int]] = field(default_factory=dict)  # names read before they are assigned: place
+    calls: int = 0
+
+    def fail(self, statement: Statement, node: ast.AST, rule: str, **more: str | None) -> DesignError:
+        return DesignError(rule, self.text, *statement.place(node), **more)
+
+    def run(self, statements: tuple[Statement, ...]) -> None:
+        for statement in statements:
+            target = self._target(statement)
+            value = self.value(statement, statement.tree.value)  # type: ignore[attr-defined]
+            if isinstance(value, Scalar) and target == "x":
+                raise self.fail(statement, statement.tree.value, "x is the residual stream, got a number", expected="x = ... with a value such as attn(x)")  # type: ignore[attr-defined]
+            self.env[target] = value
+
+    def _target(self, statement: Statement) -> str:
+        tree = statement.tree
+        if isinstance(tree, ast.AugAssign) and isinstance(tree.target, ast.Name) and isinstance(tree.op, ast.Add | ast.Sub):
+            sign = "+" if isinstance(tree.op, ast.Add) else "-"
+            rest = ast.get_source_segment(statement.source, tree.value) or "..."
+            name = tree.target.id
+            raise self.fail(statement, tree, f"'{sign}=' is not in the notation", nearest=f"{name} = {name} {sign} {rest}")
+        if isinstance(tree, ast.Expr):
+            raise self.fail(statement, tree, "a statement assigns a value, got an expression", expected="x = ...", nearest=f"x = {statement.source.strip()}")
+        if not isinstance(tree, ast.Assign):
+            raise self.fail(statement, tree, f"only assignments are allowed, got {type(tree).__name__.lower()}", expected="x = ...")
+        if len(tree.targets) != 1 or not isinstance(tree.targets[0], ast.Name):
+            raise self.fail(statement, tree.targets[-1], "a statement assigns one name", expected="x = ...")
+        name = tree.targets[0].id
+        if name in g.RESERVED:
+            raise self.fail(statement, tree.targets[0], f"'{name}' is a word of the notation and cannot be assigned", expected="another lower-case name", nearest=f"{name}_out")
+        self._check_name(statement, tree.targets[0], name)
+        return name
+
+    def _check_name(self, statement: Statement, node: ast.AST, name: str) -> None:
+        if not (name[0].islower() and name == name.lower()) or name.startswith("_"):
+            raise self.fail(statement, node, f"names are lower case and begin with a letter, got '{name}'", nearest=self._suggest(name, call=False))
+
+    def _suggest(self, name: str, call: bool) -> str | None:
+        plain = SPELLINGS.get(name.lower())
+        if call:
+            return plain or nearest(name, g.OPERATORS)
+        return nearest(name, [*self.env, "x", "e", "layer", "depth"]) or plain or (name.lower() if name.lower() != name else None)
+
+    def value(self, statement: Statement, node: ast.AST) -> Value:
+        match node:
+            case ast.Constant():
+                return self._number(statement, node)
+            case ast.Name():
+                return self._name(statement, node)
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                value = self.value(statement, node.operand)
+                if isinstance(node.op, ast.UAdd):
+                    return value
+                return -value if isinstance(value, Scalar) else g.times(value, -ONE)
+            case ast.BinOp():
+                left, right = self.value(statement, node.left), self.value(statement, node.right)
+                try:
+                    return self._binary(statement, node, left, right)
+                except ScalarError as error:
+                    raise self.fail(statement, node, str(error), expected="a finite real number") from None
+            case ast.Call():
+                return self._call(statement, node)
+        raise self.fail(
+            statement, node, f"{type(node).__name__.lower()} is not in the notation", expected="a name, a number, + - * / ** or a call such as attn(x)"
+        )
+
+    def _number(self, statement: Statement, node: ast.Constant) -> Scalar:
+        if type(node.value) not in (int, float):
+            raise self.fail(statement, node, f"{node.value!r} is not a number of the notation", expected="an integer or a decimal")
+        try:
+            return Scalar.number(node.value)  # type: ignore[arg-type]
+        except ScalarError as error:
+            raise self.fail(statement, node, str(error), expected="a finite number") from None
+
+    def _name(self, statement: Statement, node: ast.Name) -> Value:
+        name = node.id
+        if name in self.env:
+            return self.env[name]
+        if name in SYMBOLS:
+            if self.kind != "block" and name == "layer":
+                raise self.fail(statement, node, f"'layer' has no value in {self.kind}", expected="depth or a number")
+            return SYMBOLS[name]()
+        if name == "e":
+            return self.graph.input("e")
+        if name in g.RESERVED:
+            raise self.fail(statement, node, f"'{name}' is an operator and needs a value", nearest=f"{name}(x)")
+        self._check_name(statement, node, name)
+        if self.kind == "embed":
+            raise self.fail(statement, node, f"'{name}' has no value yet in embed", expected="the embedding output e, or a name assigned before", nearest=self._suggest(name, call=False) or "e")
+        self.reads.setdefault(name, statement.place(node))
+        value = self.graph.input(name)
+        self.env[name] = value
+        return value
+
+    def _binary(self, statement: Statement, node: ast.BinOp, left: Value, right: Value) -> Value:
+        match node.op:
+            case ast.Add() | ast.Sub():
+                if isinstance(left, Scalar) and isinstance(right, Scalar):
+                    return left + right if isinstance(node.op, ast.Add) else left - right
+                if isinstance(left, Scalar) or isinstance(right, Scalar):
+                    place = node.left if isinstance(left, Scalar) else node.right
+                    raise self.fail(statement, place, "a number cannot be added to a value", expected="a term such as 0.5*attn(x)")
+                return g.add(left, right, ONE if isinstance(node.op, ast.Add) else -ONE)
+            case ast.Mult():
+                if isinstance(left, Scalar) and isinstance(right, Scalar):
+                    return left * right
+                if isinstance(left, Scalar):
+                    return g.times(right, left)  # type: ignore[arg-type]
+                if isinstance(right, Scalar):
+                    return g.times(left, right)
+                raise self.fail(statement, node, "two values cannot be multiplied", expected="a number times a value, gate(...) or scale(...)")
+            case ast.Div():
+                if not isinstance(right, Scalar):
+                    raise self.fail(statement, node.right, "a value cannot divide", expected="a number below the '/'")
+                return left / right if isinstance(left, Scalar) else g.times(left, ONE / right)
+            case ast.Pow():
+                if isinstance(left, Scalar) and isinstance(right, Scalar):
+                    return left.power(right)
+                raise self.fail(statement, node, "only numbers can be raised to a power", expected="a scalar such as (2*depth)**0.25")
+        raise self.fail(statement, node, "this operation is not in the notation", expected="+ - * / **")
+
+    def _call(self, statement: Statement, node: ast.Call) -> Value:
+        if not isinstance(node.func, ast.Name):
+            raise self.fail(statement, node.func, "only operators are called", expected=", ".join(g.OPERATORS))
+        if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
+            raise self.fail(statement, node, "operators take plain values", expected=f"{node.func.id}(x)")
+        name = node.func.id
+        op, _, label = name.partition("_")
+        if name == "sqrt":
+            if len(node.args) != 1 or not isinstance(scalar := self.value(statement, node.args[0]), Scalar):
+                raise self.fail(statement, node, "sqrt takes one number", expected="sqrt(layer)")
+            try:
+                return scalar.power(Scalar.number(0.5))
+            except ScalarError as error:
+                raise self.fail(statement, node, str(error), expected="a positive number") from None
+        if op not in g.OPERATORS or ("_" in name and not label) or name != name.lower():
+            raise self.fail(
+                statement, node.func, f"unknown operator '{name}'", expected=", ".join((*g.OPERATORS, "sqrt")), nearest=self._suggest(name, call=True)
+            )
+        if len(node.args) != 1 and not (op in g.VARIADIC and node.args):
+            raise self.fail(statement, node, f"{name} takes one value, got {len(node.args)}", expected=f"{name}(x)")
+        args = []
+        for arg in node.args:
+            value = self.value(statement, arg)
+            if isinstance(value, Scalar):
+                raise self.fail(statement, arg, f"{name} takes a value, got the number {value}", nearest=f"{name}(x)")
+            if not value:
+                raise self.fail(statement, arg, f"the argument of {name} is always zero", expected="a value that depends on x")
+            args.append(value)
+        self.calls += 1
+        if op in g.WEIGHTLESS:
+            group = -1
+        elif label:
+            group = self.groups.setdefault(name, len(self.groups))
+        else:
+            group = self.groups.setdefault(f"{name} #{len(self.groups)}", len(self.groups))
+        return self.graph.node(g.Node(op, tuple(args), group))
+
+
+def read(text: str) -> Wiring:
+    """The wiring that ``text`` describes. Raises DesignError, and nothing else, when it is not a design."""
+    try:
+        return _read(text)
+    except RecursionError:
+        raise DesignError("the design is nested too deeply", expected="local names for inner values") from None
+
+
+def _read(text: str) -> Wiring:
+    sections = split(text)
+    _check_sections(sections, text)
+    embed = _section(text, "embed", next((s for s in sections if s.kind == "embed"), None))
+    ordered = in_order([s for s in sections if s.kind == "block"], text)
+    blocks = [(s, _section(text, "block", s)) for s in ordered]
+    final = _section(text, "final", next((s for s in sections if s.kind == "final"), None))
+    calls = embed.calls + final.calls + sum(r.calls for _, r in blocks)
+    if calls > g.MAX_OPERATORS:
+        raise DesignError(f"a design has at most {g.MAX_OPERATORS} operator calls, got {calls}")
+    streams = _streams(text, embed, [r for _, r in blocks], final)
+    for reader in (embed, *(r for _, r in blocks), final):
+        for s in streams:
+            value = reader.env.get(s, reader.graph.input("e" if reader is embed else s))
+            if isinstance(value, Scalar) or not value:
+                got = "a number" if isinstance(value, Scalar) else "always zero"
+                raise DesignError(f"stream '{s}' must leave {reader.kind} as a value, but it is {got}", expected=f"{s} = ... with a value such as attn(x)")
+            reader.graph.outputs[s] = value
+    ends_in_norm = normalised(blocks[-1][1].graph)
+    if not any(s.kind == "final" for s in sections) and not ends_in_norm:
+        x = final.graph.outputs["x"]
+        final.graph.outputs["x"] = final.graph.node(g.Node("norm", (x,), 0))
+    return _prune(Wiring(embed.graph, [(s.layers, r.graph) for s, r in blocks], final.graph, streams, ends_in_norm))
+
+
+def normalised(block: g.Graph) -> bool:
+    """Whether the block leaves the stream normalised: its result is a norm, up to a factor, a learned scale or a gate."""
+    value = block.outputs["x"]
+    while len(value) == 1:
+        node = block.nodes[value[0][0]]
+        if node.op in g.NORMS:
+            return True
+        if node.op not in g.PLAIN:
+            return False
+        value = node.args[0]
+    return False
+
+
+def _section(text: str, kind: str, raw: RawSection | None) -> _Reader:
+    reader = _Reader(text, kind)
+    if raw is not None:
+        reader.run(raw.statements)
+    return reader
+
+
+def _check_sections(sections: list[RawSection], text: str) -> None:
+    for kind in ("embed", "final"):
+        extra = [s for s in sections if s.kind == kind][1:]
+        if extra:
+            raise DesignError(f"a design has one {kind} section, got {len(extra) + 1}", text, extra[0].offset, len(kind))
+    blocks = [s for s in sections if s.kind == "block"]
+    if not blocks:
+        raise DesignError("a design needs a block section", text, expected="block: x = ...")
+    whole = [s for s in blocks if s.layers.is_whole]
+    if whole and len(blocks) > 1:
+        again = blocks[1] if blocks[0] is whole[0] else whole[0]
+        raise DesignError("block sections must tile the depth: one covers it all already", text, again.offset, 5, expected="block[:25%]: ... and block[25%:]: ...")
+
+
+def _streams(text: str, embed: _Reader, blocks: list[_Reader], final: _Reader) -> tuple[str, ...]:
+    """x and the names that live from layer to layer; each needs a value in embed."""
+    carried: dict[str, tuple[int, int]] = {}
+    for reader in (*blocks, final):
+        for name, place in reader.reads.items():
+            carried.setdefault(name, place)
+    for name, place in carried.items():
+        if name != "x" and name not in embed.env:
+            known = [n for reader in (*blocks, final) for n in reader.env if n != name]
+            raise DesignError(
+                f"'{name}' is read before it has a value, so it is carried from layer to layer and embed must give it one",
+                text,
+                *place,
+                expected=f"embed: x = e; {name} = e, or an assignment to {name} before",
+                nearest=nearest(name, ["x", *known]) or SPELLINGS.get(name),
+            )
+    return ("x", *(n for n in carried if n != "x"))
+
+
+def _prune(wiring: Wiring) -> Wiring:
+    """Drop streams that never reach the result, and read ``e`` directly where a stream is never updated."""
+    graphs = [wiring.embed, *(block for _, block in wiring.blocks), wiring.final]
+    live = frozenset({"x"}) | (wiring.final.inputs_of(frozenset({"x"})) - {"e"})
+    while True:
+        reads = frozenset().union(*(block.inputs_of(live) for _, block in wiring.blocks)) - {"e"}
+        if reads <= live:
+            break
+        live |= reads
+    constant = {
+        s
+        for s in live - {"x"}
+        if wiring.embed.outputs[s] == wiring.embed.input("e") and all(b.is_identity(s) for _, b in wiring.blocks)
+    }
+    keep = tuple(s for s in wiring.streams if s in live - constant)
+    rebuilt = []
+    for graph in graphs:
+        outputs = ("x",) if graph is wiring.final else keep
+        rebuilt.append(_copy(graph, outputs, {s: "e" for s in constant}))
+    embed, *blocks, final = rebuilt
+    return Wiring(embed, [(layers, b) for (layers, _), b in zip(wiring.blocks, blocks, strict=True)], final, keep, wiring.normalised)
+
+
+def _copy(graph: g.Graph, outputs: tuple[str, ...], rename: dict[str, str]) -> g.Graph:
+    """The part of a graph that ``outputs`` need, inputs renamed."""
+    new = g.Graph()
+    live = graph.live(frozenset(outputs))
+    index: dict[int, int] = {}
+
+    def moved(value: g.Linear) -> g.Linear:
+        total: g.Linear = ()
+        for node, c in value:
+            total = g.add(total, ((index[node], c),))
+        return total
+
+    for i, node in enumerate(graph.nodes):
+        if i in live:
+            copied = g.Node(node.op, tuple(moved(a) for a in node.args), node.group, rename.get(node.name, node.name))
+            index[i] = new.node(copied)[0][0]
+    new.outputs = {s: moved(graph.outputs[s]) for s in outputs}
+    return new

@@ -1,0 +1,387 @@
+"""A section in normal form: a straight-line program over named values, and its text.
+
+The same statements give the equation that is printed and the Python that is run (`sublayer.notation.code`).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from sublayer.notation.graph import BRANCHES, NORMS, PLAIN
+from sublayer.notation.scalar import Scalar, render
+
+MAX_INLINE = 12  # calls nested in one expression before an inner value gets a name
+
+
+@dataclass(frozen=True)
+class Site:
+    """The owner of one parameter set: the module's attribute name, its operator, and its label where calls share it."""
+
+    name: str
+    op: str
+    label: str = ""
+
+    @property
+    def call(self) -> str:
+        """The operator as the notation spells it at this site: ``norm``, or ``norm_a`` where two calls share parameters."""
+        return f"{self.op}_{self.label}" if self.label else self.op
+
+
+@dataclass(frozen=True)
+class Call:
+    """``value = site(args)``."""
+
+    value: str
+    site: Site
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Add:
+    """``value = sum of scalar * term``; ``stream`` names the term that is the residual stream, if one is."""
+
+    value: str
+    terms: tuple[tuple[Scalar, str], ...]
+    stream: str | None = None
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        return tuple(term for _, term in self.terms)
+
+
+Step = Call | Add
+
+
+@dataclass(frozen=True)
+class Statement:
+    """``target = value`` as printed: ``target`` is a variable that may be assigned again later."""
+
+    target: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section (embed, one block, or final) as a program in static single assignment.
+
+    Attributes:
+        inputs: values it is given; streams with ``x`` first, and ``e`` where it reads the embedding output.
+        steps: calls and sums in the order they can be computed.
+        outputs: (stream, value) pairs, ``x`` first.
+        statements: how the steps are gathered into printed statements.
+    """
+
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[tuple[str, str], ...]
+    statements: tuple[Statement, ...]
+
+    @cached_property
+    def step(self) -> dict[str, Step]:
+        """The step that computes each value."""
+        return {s.value: s for s in self.steps}
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Parameter owners, each once, in canonical order."""
+        return tuple(dict.fromkeys(s.site for s in self.steps if isinstance(s, Call)))
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams it writes, ``x`` first."""
+        return tuple(stream for stream, _ in self.outputs)
+
+    @cached_property
+    def users(self) -> dict[str, list[Step]]:
+        """The steps that read each value."""
+        users: dict[str, list[Step]] = {v: [] for v in (*self.inputs, *self.step)}
+        for step in self.steps:
+            for arg in dict.fromkeys(step.args):
+                users[arg].append(step)
+        return users
+
+    @cached_property
+    def sums(self) -> tuple[Add, ...]:
+        """Every ``+``: the sums with a residual stream among their terms."""
+        return tuple(s for s in self.steps if isinstance(s, Add) and s.stream is not None)
+
+    @property
+    def text(self) -> str:
+        """The equation of this section in normal form."""
+        return "; ".join(f"{target} = {expression}" for target, expression in self.render(lambda call, args: f"{call.site.call}({', '.join(args)})"))
+
+    def render(self, call: Callable[[Call, list[str]], str]) -> list[tuple[str, str]]:
+        """(target, expression) of each statement; ``call`` writes one operator call from its arguments' texts."""
+        variable = {v: v for v in self.inputs}
+        lines = []
+        for statement in self.statements:
+            text = variable.get(statement.value) or self._expression(statement.value, variable, call)
+            lines.append((statement.target, text))
+            # An input keeps its own variable, unless it was set aside because that one is needed.
+            if statement.value not in self.inputs or statement.target not in self.streams:
+                variable[statement.value] = statement.target
+        return lines
+
+    def expression(self, value: str) -> str:
+        """The equation of one value written out down to the section's inputs."""
+        return self._expression(value, {v: v for v in self.inputs}, lambda c, args: f"{c.site.call}({', '.join(args)})")
+
+    def _expression(self, value: str, variable: dict[str, str], call: Callable[[Call, list[str]], str]) -> str:
+        step = self.step.get(value)
+        if step is None:
+            return value
+
+        def inner(v: str) -> str:
+            return variable.get(v) or self._expression(v, variable, call)
+
+        if isinstance(step, Call):
+            return call(step, [inner(a) for a in step.args])
+        def factor(scalar: Scalar, term: str) -> str:
+            text = inner(term)
+            bare = term in variable or isinstance(self.step.get(term), Call) or scalar.is_one
+            return text if bare else f"({text})"
+
+        return _join(step, factor)
+
+    def sum_text(self, step: Add) -> str:
+        """A sum with each term by the name of its value."""
+        return _join(step, lambda scalar, term: term)
+
+    def branch(self, value: str) -> Call | None:
+        """The sub-layer that a value is the output of, seen through norms, scales, gates and factors."""
+        step = self.step.get(value)
+        while step is not None:
+            if isinstance(step, Call) and step.site.op in BRANCHES:
+                return step
+            if isinstance(step, Add) and len(step.terms) > 1:
+                return None
+            step = self.step.get(step.args[0])
+        return None
+
+    def label(self, value: str) -> str:
+        """What a person calls a value: ``x``, ``attn``, ``ffn_2``, or the equation where it is none of these."""
+        call = self.branch(value)
+        if call is not None:
+            same = [s for s in self.steps if isinstance(s, Call) and s.site == call.site]
+            return call.site.name if len(same) == 1 else f"{call.site.name}[{same.index(call) + 1}]"
+        return value if value in self.inputs else self.expression(value)
+
+    @cached_property
+    def ancestors(self) -> dict[str, frozenset[str]]:
+        """All values that each value is computed from, itself left out."""
+        found: dict[str, frozenset[str]] = {v: frozenset() for v in self.inputs}
+        for step in self.steps:
+            found[step.value] = frozenset(step.args).union(*(found[a] for a in step.args))
+        return found
+
+
+def _join(step: Add, factor: Callable[[Scalar, str], str]) -> str:
+    """``c1*t1 + c2*t2 - ...`` with ``factor`` writing each term."""
+    parts = []
+    for i, (scalar, term) in enumerate(step.terms):
+        text = factor(scalar, term)
+        if len(scalar.terms) > 1 or not scalar.negative:
+            parts.append((" + " if i else "") + render(scalar, text))
+        else:
+            parts.append((" - " if i else "-") + render(-scalar, text))
+    return "".join(parts)
+
+
+def build(
+    inputs: tuple[str, ...],
+    steps: list[tuple[str, tuple[int, str], tuple[str, ...]] | Add],
+    outputs: tuple[tuple[str, str], ...],
+) -> Section:
+    """Name the sites, find the streams and plan the statements of a section.
+
+    ``steps`` holds sums, and calls as ``(value, (group, op), args)`` where equal groups share parameters.
+    """
+    named = _with_sites(inputs, steps, outputs)
+    draft = Section(inputs, tuple(named), outputs, ())
+    streams = _residual_streams(draft)
+    final = [Add(s.value, s.terms, streams.get(s.value)) if isinstance(s, Add) else s for s in named]
+    return Section(inputs, tuple(final), outputs, _plan(draft))
+
+
+def _with_sites(
+    inputs: tuple[str, ...],
+    steps: list[tuple[str, tuple[int, str], tuple[str, ...]] | Add],
+    outputs: tuple[tuple[str, str], ...],
+) -> list[Step]:
+    """Give every parameter set a name that says what it reads or writes."""
+    count = Counter(s[1] for s in steps if not isinstance(s, Add) and s[1][0] >= 0)
+    shared = [key for key in dict.fromkeys(s[1] for s in steps if not isinstance(s, Add)) if count[key] > 1]
+    label = {key: _letters(i) for i, key in enumerate(shared)}
+    # A first pass with plain names, to look at the neighbourhood of each call.
+    plain: list[Step] = [s if isinstance(s, Add) else Call(s[0], Site(f"{s[1][1]} {i}", s[1][1]), s[2]) for i, s in enumerate(steps)]
+    draft = Section(inputs, tuple(plain), outputs, ())
+    sites: dict[object, Site] = {}
+    taken: Counter[str] = Counter()
+    result: list[Step] = []
+    for i, (step, draft_step) in enumerate(zip(steps, plain, strict=True)):
+        if isinstance(step, Add) or isinstance(draft_step, Add):
+            result.append(draft_step)
+            continue
+        value, (group, op), args = step
+        key: object = (group, op) if group >= 0 else i
+        if key not in sites:
+            role = _role(draft, draft_step, outputs)
+            taken[role] += 1
+            name = role if taken[role] == 1 else f"{role}_{taken[role]}"
+            sites[key] = Site(name, op, label.get((group, op), ""))
+        result.append(Call(value, sites[key], args))
+    return result
+
+
+def _role(section: Section, call: Call, outputs: tuple[tuple[str, str], ...]) -> str:
+    """``attn`` and ``ffn`` for the sub-layers; norms by what they write to or read from: attn_in_norm, ffn_out_norm, stream_norm."""
+    op = call.site.op
+    if op in BRANCHES:
+        return op
+    kind = "norm" if op in NORMS else op
+    source = section.branch(call.args[0])
+    if source is not None:
+        return f"{source.site.op}_out_{kind}"
+    readers = _branch_readers(section, call.value, frozenset(v for _, v in outputs))
+    if readers:
+        return "_".join(dict.fromkeys(readers)) + f"_in_{kind}"
+    return f"stream_{kind}"
+
+
+def _branch_readers(section: Section, value: str, outputs: frozenset[str]) -> list[str]:
+    """Operators of the sub-layers that alone read ``value``, seen through norms and factors; empty if anything else reads it."""
+    if value in outputs:
+        return []
+    readers: list[str] = []
+    for user in section.users[value]:
+        if isinstance(user, Call) and user.site.op in BRANCHES:
+            readers.append(user.site.op)
+        elif isinstance(user, Call) or len(user.terms) == 1:
+            inner = _branch_readers(section, user.value, outputs)
+            if not inner:
+                return []
+            readers += inner
+        else:
+            return []
+    return sorted(readers, key=BRANCHES.index)
+
+
+def _residual_streams(section: Section) -> dict[str, str]:
+    """For each sum, the term that the others are computed from; else the stream that the sum updates."""
+    destination: dict[str, str] = {}
+    for stream, value in reversed(section.outputs):
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            destination[v] = stream
+            step = section.step.get(v)
+            if isinstance(step, Add):
+                stack += list(step.args)
+            elif isinstance(step, Call) and step.site.op in (*NORMS, *PLAIN):
+                stack.append(step.args[0])
+    found = {}
+    for step in section.steps:
+        if not isinstance(step, Add) or len(step.terms) < 2:
+            continue
+        terms = step.args
+        roots = [t for t in terms if all(t == o or t in section.ancestors[o] for o in terms)]
+        own = [t for t in terms if t in section.inputs and t == destination.get(step.value)]
+        given = [t for t in terms if t in section.inputs]
+        # A running sum such as r + (partial sum of r) keeps the partial sum as its stream.
+        partial = [t for t in terms if isinstance(section.step.get(t), Add) and t in found]
+        choice = roots or own or partial or (given if len(given) == 1 else [])
+        if choice:
+            found[step.value] = choice[0]
+    return found
+
+
+def _letters(i: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyz"[i] if i < 26 else f"l{i}"
+
+
+_LOCAL = {"attn": "a", "dot": "a", "ffn": "f", "cross": "c", "mixer": "m", "moe": "m", "op": "m"}
+
+
+def _plan(section: Section) -> tuple[Statement, ...]:
+    """Which values get a name, and which variable holds each: a stream's own name as soon as its old value is done with."""
+    named = _named(section)
+    order = [s.value for s in section.steps if s.value in named]
+    reads = {v: _leaves(section, v, named) for v in order}
+    final = {stream: ({v} if v in named or v in section.inputs else _leaves(section, v, named)) for stream, v in section.outputs}
+    targets = dict(section.outputs)
+    variable = {v: v for v in section.inputs}  # value -> variable
+    holder = {v: v for v in section.inputs}  # variable -> value
+    statements = []
+
+    def live_after(position: int) -> set[str]:
+        later = [reads[v] for v in order[position + 1 :]]
+        return set().union(*later, *final.values())
+
+    def local(step: Step | None, live: set[str]) -> str:
+        base = "h"
+        if isinstance(step, Call):
+            base = _LOCAL.get(step.site.op, "h" if step.site.op in NORMS else "v")
+        number = 1
+        while holder.get(name := base if number == 1 else f"{base}{number}") in live and name in holder:
+            number += 1
+        return name
+
+    for i, value in enumerate(order):
+        live = live_after(i)
+        mine = [s for s, v in section.outputs if v == value]
+        free = [s for s in (mine or ["x"]) if s not in holder or holder[s] not in live]
+        target = free[0] if free else local(section.step.get(value), live)
+        statements.append(Statement(target, value))
+        variable[value], holder[target] = target, value
+    pending = [s for s, v in section.outputs if holder.get(s) != v]
+    pending.sort(key=lambda s: (s == "x") == ("x" in section.inputs))
+    while pending:
+        clear = [s for s in pending if not any(holder.get(s) in final[o] for o in pending if o != s)]
+        if clear:
+            stream = clear[0]
+            pending.remove(stream)
+            statements.append(Statement(stream, targets[stream]))
+            holder[stream] = targets[stream]
+            continue
+        # Streams that trade places: keep one value aside first.
+        stream = pending[0]
+        value = targets[stream]
+        live = set().union(*(final[s] for s in pending)) | {value}
+        name = local(section.step.get(value), live)
+        statements.append(Statement(name, value))
+        holder[name] = value
+        final[stream] = {value}
+        if value in section.inputs:
+            holder[value] = ""  # its old variable is free: reads now go to the copy
+    if not any(s.target == "x" for s in statements):
+        statements.append(Statement("x", targets["x"]))
+    return tuple(statements)
+
+
+def _named(section: Section) -> set[str]:
+    """Values read more than once, and inner values of expressions that would nest too deeply."""
+    uses: Counter[str] = Counter(v for _, v in section.outputs)
+    for step in section.steps:
+        uses.update(step.args)
+    named = {s.value for s in section.steps if uses[s.value] > 1}
+    height: dict[str, int] = {}
+    for step in section.steps:
+        inner = max((height.get(a, 0) for a in step.args if a not in named), default=0)
+        height[step.value] = inner + 1
+        if height[step.value] >= MAX_INLINE:
+            named.add(step.value)
+    return named
+
+
+def _leaves(section: Section, value: str, named: set[str]) -> set[str]:
+    """Inputs and named values that the statement computing ``value`` reads."""
+    found: set[str] = set()
+    stack = list(section.step[value].args) if value in section.step else [value]
+    while stack:
+        v = stack.pop()
+        if v in named or v in section.inputs:
+            found.add(v)
+        else:
+            stack += section.step[v].args
+    return found
