@@ -1,6 +1,7 @@
 """The one error of the notation: it shows the text, a caret under the place, what was expected and the nearest spelling."""
 
 MAX_SHOWN = 160  # characters of a line that an error shows around the caret
+MAX_LINE = 600  # characters of any other line of an error
 
 
 class DesignError(ValueError):
@@ -37,14 +38,18 @@ class DesignError(ValueError):
         return (_rebuild, (self.rule, self.text, self.start, self.length, self.expected, self.nearest))
 
     def _message(self) -> str:
-        lines = [self.rule]
+        lines = [_short(self.rule)]
         if self.text and self.start is not None:
             lines += _excerpt(self.text, min(self.start, len(self.text)), self.length)
         if self.expected:
-            lines.append(f"expected: {self.expected}")
+            lines.append(f"expected: {_short(self.expected)}")
         if self.nearest:
-            lines.append(f"nearest valid spelling: {self.nearest}")
+            lines.append(f"nearest valid spelling: {_short(self.nearest)}")
         return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."
 
 
 def _rebuild(

@@ -15,6 +15,7 @@ from sublayer.notation.scalar import ONE
 from sublayer.notation.text import LayerRange
 
 MAX_TRIES = 24  # orders tried where symmetric terms tie; all of them print the same except in contrived designs
+MAX_WORK = 2000  # nodes times tries, so that a large symmetric design is still read at once
 STREAM_NAMES = ("x", "r", "s", "t", "u", "w")
 
 K = TypeVar("K")
@@ -66,13 +67,14 @@ class _Canonical:
         """Complete orders of the nodes and streams; more than one only where symmetric nodes tie."""
         results: list[tuple[Colours, dict[str, int]]] = []
         stack = [self.refine(self._initial(), {s: min(i, 1) for i, s in enumerate(self.wiring.streams)})]
-        while stack and len(results) < MAX_TRIES:
+        tries = max(1, min(MAX_TRIES, MAX_WORK // max(1, len(self.vertices))))
+        while stack and len(results) < tries:
             colours, streams = stack.pop()
             tied = self._first_tie(colours)
             if tied is None:
                 results.append((colours, self._order_streams(streams)))
                 continue
-            for chosen in tied[: MAX_TRIES - len(results)]:
+            for chosen in tied[: tries - len(results)]:
                 split = {v: 2 * c for v, c in colours.items()}
                 split[chosen] -= 1
                 stack.append(self.refine(split, streams))

@@ -167,6 +167,12 @@ class Section:
             return call.site.name if len(same) == 1 else f"{call.site.name}[{same.index(call) + 1}]"
         return value if value in self.inputs else self.expression(value)
 
+    def labels(self, add: Add) -> tuple[str, ...]:
+        """The label of each term of a sum, told apart where one sub-layer's output enters twice."""
+        plain = [self.label(t) for t in add.args]
+        full = [self.expression(t) if plain.count(p) > 1 else p for t, p in zip(add.args, plain, strict=True)]
+        return tuple(f"{f} [{t}]" if full.count(f) > 1 else f for t, f in zip(add.args, full, strict=True))
+
     @cached_property
     def ancestors(self) -> dict[str, frozenset[str]]:
         """All values that each value is computed from, itself left out."""

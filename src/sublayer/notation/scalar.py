@@ -205,7 +205,11 @@ def _render_monomial(monomial: Monomial, coefficient: Fraction, factor: str) -> 
             roots.setdefault(e, []).insert(0, str(prime))
     above, below = [], []
     for exponent, bases in sorted(roots.items(), key=lambda item: (-item[0], item[1])):
-        (above if exponent > 0 else below).append(_render_power(_fold_ints(bases), abs(exponent)))
+        side = above if exponent > 0 else below
+        if abs(exponent) == 1:
+            side += bases
+        else:
+            side.append(_render_power(_fold_ints(bases), abs(exponent)))
     head, tail = _decimal(coefficient)
     if head != "1":
         above.insert(0, head)
@@ -228,8 +232,6 @@ def _fold_ints(bases: list[str]) -> list[str]:
 
 def _render_power(bases: list[str], exponent: Fraction) -> str:
     product = "*".join(bases)
-    if exponent == 1:
-        return product
     if exponent == Fraction(1, 2):
         return f"sqrt({product})"
     text, below = _decimal(exponent)
