@@ -1,0 +1,231 @@
+"""Tokenised text on disk: made once for a study, read by each of its runs as memory-mapped arrays.
+
+An entry is a folder `<cache>/<key>`; the key is a hash of the source's bytes, the tokenizer and this code's version. It
+holds `train.npy` and `eval.npy` (token ids, one document after another), `train.starts.npy` and `eval.starts.npy`
+(where each document begins; one more than documents), `tokenizer/`, and `entry.json` with the sha256 of each file. An
+entry is written under another name and moved into place, so that it is whole or absent; of two processes that make the
+same entry at once, one wins and the other uses the winner's. What does not match its hashes is moved aside and made
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tokenizer as tokenizers
+from .documents import Document, Source, held_out, open_source
+from .errors import TrainError
+from .spec import TrainSpec
+from .tokenizer import Vocabulary
+
+VERSION = 1  # of this module, `documents` and `tokenizer` together: raise it when the same source gives other ids
+ENTRY = "entry.json"
+SPLITS = ("train", "eval")
+_CHUNK = 512  # documents encoded at once
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The documents of one split: `ids` of shape [tokens], document `i` at `ids[starts[i]:starts[i + 1]]`."""
+
+    ids: NDArray[Any]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenised text that is ready to be packed. `facts` goes into a study's results (`data`)."""
+
+    folder: Path
+    train: Tokens
+    eval: Tokens
+    vocabulary: Vocabulary
+    facts: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the fast tokenizer."""
+        return self.folder / "tokenizer"
+
+
+def default_folder() -> Path:
+    """`$SUBLAYER_CACHE`, or `sublayer` in the user's cache folder."""
+    own = os.environ.get("SUBLAYER_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own).expanduser() if own else Path(base) / "sublayer"
+
+
+def prepare(spec: TrainSpec) -> Corpus:
+    """Tokenised text for a run: from the cache when it is there, else made and kept.
+
+    Raises:
+        TrainError: the data or the tokenizer cannot be used; the message says what to do.
+    """
+    source = open_source(spec.data)
+    chosen = f"bpe:{spec.vocab_size}" if spec.tokenizer is None else tokenizers.identity(spec.tokenizer)
+    content = source.fingerprint()
+    key = hashlib.sha256(json.dumps([VERSION, content, chosen]).encode()).hexdigest()[:24]
+    cache = Path(spec.cache).expanduser() if spec.cache else default_folder()
+    folder = cache / key
+    corpus = _read(folder, spec)
+    if corpus is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{key}.making-", dir=cache))
+        try:
+            _make(source, content, spec, work)
+            _move(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        corpus = _read(folder, spec)
+        if corpus is None:
+            raise TrainError(f"the data cache {folder} cannot be read back; check the disk, or set another")
+    if len(corpus.train.ids) < spec.seq or len(corpus.eval.ids) < spec.seq:
+        raise TrainError(
+            f"data {spec.data!r} has {len(corpus.train.ids)} training and {len(corpus.eval.ids)} held-out tokens, and "
+            f"a row needs {spec.seq} of each; give more text or a smaller seq"
+        )
+    return corpus
+
+
+def _move(work: Path, folder: Path) -> None:
+    try:
+        work.rename(folder)
+    except OSError:
+        if not (folder / ENTRY).is_file():  # not another process that was faster
+            raise
+
+
+# -- making ----------------------------------------------------------------------------------------------------------
+
+
+def _make(source: Source, content: str, spec: TrainSpec, work: Path) -> None:
+    aside = held_out(source)
+    if spec.tokenizer is None:
+        training = (document for document in source.documents() if document.digest() not in aside)
+        tokenizers.train(training, spec.vocab_size, work / "tokenizer")
+        tokenizer = tokenizers.load(work / "tokenizer")
+    else:
+        tokenizer = tokenizers.load(spec.tokenizer)
+        tokenizer.save_pretrained(work / "tokenizer")
+    # any objective may read this entry, so what only one of them needs is checked when the entry is read
+    words = tokenizers.vocabulary(tokenizer, "clm")
+    counts = _encode(source, aside, tokenizer, words, work)
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    facts: dict[str, Any] = {
+        "spec": spec.data,
+        "sha256": content,
+        "documents": counts["train"][0] + counts["eval"][0],
+        "train_tokens": counts["train"][1],
+        "eval_tokens": counts["eval"][1],
+        "eval_documents": counts["eval"][0],
+        "vocab_size": words.size,
+        "tokenizer": spec.tokenizer or f"byte-level BPE trained on the training split ({words.size})",
+        "tokenizer_sha256": _hash(work / "tokenizer" / "tokenizer.json"),
+    }
+    entry = {
+        "version": VERSION,
+        "facts": facts,
+        "vocabulary": asdict(words),
+        "files": {path.relative_to(work).as_posix(): _hash(path) for path in files},
+    }
+    (work / ENTRY).write_text(json.dumps(_signed(entry), indent=2), encoding="utf-8")
+
+
+def _encode(
+    source: Source, aside: frozenset[bytes], tokenizer: Any, words: Vocabulary, work: Path
+) -> dict[str, tuple[int, int]]:
+    """Write the ids of both splits; documents and tokens of each."""
+    kind = np.dtype(np.uint16 if words.size <= 1 << 16 else np.uint32)
+    starts: dict[str, list[int]] = {split: [0] for split in SPLITS}
+    with contextlib.ExitStack() as files:
+        streams: dict[str, IO[bytes]] = {
+            split: files.enter_context(open(work / f"{split}.raw", "wb")) for split in SPLITS
+        }
+        for chunk in _chunks(source.documents()):
+            encoded = tokenizers.encode(tokenizer, [document.text for document in chunk], words.end)
+            for document, ids in zip(chunk, encoded, strict=True):
+                split = "eval" if document.digest() in aside else "train"
+                streams[split].write(np.asarray(ids, dtype=kind).tobytes())
+                starts[split].append(starts[split][-1] + len(ids))
+    for split in SPLITS:
+        ends = np.asarray(starts[split], dtype=np.int64)
+        np.save(work / f"{split}.starts.npy", ends)
+        raw = work / f"{split}.raw"
+        with open(work / f"{split}.npy", "wb") as out, open(raw, "rb") as ids_in:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (int(ends[-1]),)}
+            np.lib.format.write_array_header_1_0(out, header)
+            shutil.copyfileobj(ids_in, out, 1 << 24)
+        raw.unlink()
+    return {split: (len(starts[split]) - 1, starts[split][-1]) for split in SPLITS}
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups that are worth encoding in parallel and still small in memory."""
+    held: list[Document] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document.text)
+        if len(held) >= _CHUNK or size >= 16_000_000:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(folder: Path, spec: TrainSpec) -> Corpus | None:
+    """The entry, or None when there is none or it was damaged (then it is out of the way)."""
+    if not folder.is_dir():
+        return None
+    try:
+        entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        problem = None if entry == _signed(entry) else f"{ENTRY} does not match its own hash"
+        for name, expected in entry["files"].items() if problem is None else ():
+            if _hash(folder / name) != expected:
+                problem = f"{name} does not match its hash"
+                break
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"it cannot be read ({error})"
+    if problem is not None:
+        aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.damaged-", dir=folder.parent)) / folder.name
+        folder.rename(aside)
+        _log.warning("the data cache entry %s is damaged (%s): moved to %s, making it again", folder, problem, aside)
+        return None
+    words = Vocabulary(**{**entry["vocabulary"], "special": tuple(entry["vocabulary"]["special"])})
+    if spec.objective == "mlm" and words.mask is None:
+        raise TrainError(f"objective mlm needs a tokenizer with a mask token, and {spec.tokenizer!r} has none; use clm")
+    # where the text was found and under which name the tokenizer was asked for belong to this run, not to the entry
+    facts = {**entry["facts"], "spec": spec.data}
+    train, held_out = (
+        Tokens(np.load(folder / f"{split}.npy", mmap_mode="r"), np.load(folder / f"{split}.starts.npy"))
+        for split in SPLITS
+    )
+    return Corpus(folder, train, held_out, words, facts)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _signed(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with a hash over all its other fields."""
+    body = {key: value for key, value in entry.items() if key != "sha256"}
+    return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}

@@ -1,0 +1,224 @@
+"""What happens around the steps of a run: reseeding, records, measuring, checkpoints, and stopping on a signal."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from . import checkpoint
+from .progress import Progress
+from .spec import TrainSpec
+from .trainer import GuardedTrainer
+
+STATE = "sublayer_state.json"  # of a checkpoint: what this package keeps beside the Trainer's own state
+
+#: Looks at a model after some step and returns a measure record; it must leave the model and the random numbers alone.
+Measure = Callable[[PreTrainedModel, int], dict[str, Any]]
+
+
+def reseed(seed: int, step: int, rank: int = 0) -> None:
+    """Set every global stream of random numbers from (seed, step, rank)."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64)
+    torch.manual_seed(int(words[0]))
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))  # noqa: NPY002 - the global stream is what is meant
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, flushed at once, never a NaN.
+
+    Args:
+        path: the file.
+        upto: of what is there, records up to this step stay and later ones go; None: the file starts empty.
+    """
+
+    def __init__(self, path: Path, upto: int | None) -> None:
+        kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
+        checkpoint.write_atomically(path, "".join(_line(record) for record in kept))
+        self.path, self.last = path, {record["kind"]: record for record in kept}
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(_line(record))
+        self.last[record["kind"]] = record
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a last line that a kill cut short is left out, a missing file is empty."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+class StopOnSignal:
+    """While entered, the first SIGTERM or SIGINT is noted for the run to stop at the end of its step; a second SIGINT
+    interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Guard(TrainerCallback):
+    """Everything this package does around a step, in a fixed order: log, evaluate, measure, save.
+
+    Args:
+        spec: the settings.
+        folder: of the checkpoints.
+        metrics: where records go.
+        progress: told of every step.
+        stop: asked after every step.
+        facts: kept in each checkpoint's manifest.
+        flops_per_token: for the `flops` of the records.
+        measure: None measures nothing.
+        wall: seconds of the whole run so far, over all resumes.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        folder: Path,
+        metrics: MetricsFile,
+        progress: Progress,
+        stop: StopOnSignal,
+        facts: dict[str, Any],
+        flops_per_token: float,
+        measure: Measure | None,
+        wall: Callable[[], float],
+    ) -> None:
+        self.spec, self.folder, self.metrics, self.progress, self.stop = spec, folder, metrics, progress, stop
+        self.facts, self.flops_per_token, self.measure, self.wall = facts, flops_per_token, measure, wall
+        self.seconds = 0.0  # in training steps only, over all resumes
+        self.trainer: GuardedTrainer | None = None  # set once it exists; the two know each other
+        self._begun = 0.0
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate and measure the untrained model."""
+        if state.global_step == 0:
+            self._of_trainer().evaluate()
+            self._measure_now(0)
+        self._announce(0)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reseed: the step draws the same random numbers whatever was drawn before it."""
+        self._begun = time.perf_counter()
+        # evaluating, measuring and saving draw random numbers; a step must not depend on whether they happened
+        reseed(self.spec.seed, state.global_step, args.process_index)
+        self._of_trainer().want_gradients = self._measures_at(state.global_step + 1)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Decide what happens after this step; the Trainer then logs, evaluates and saves, in that order."""
+        self.seconds += time.perf_counter() - self._begun
+        step, spec = state.global_step, self.spec
+        last, stopping = step >= spec.total_steps, self.stop.received is not None
+        if self._measures_at(step):
+            self._measure_now(step)
+        control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
+        control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
+        control.should_save = stopping or (spec.save_steps > 0 and step % spec.save_steps == 0 and not last)
+        control.should_training_stop = last or stopping
+        if not last:
+            self._announce(step)
+        return control
+
+    # -- records ------------------------------------------------------------------------------------------------
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Write a training record."""
+        if "loss" in (logs or {}):
+            record = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": float(logs["grad_norm"])}
+            self._record("train", state.global_step, **record, seconds=round(self.seconds, 4))
+            if state.global_step >= self.spec.total_steps:
+                self._announce(state.global_step)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Write an evaluation record."""
+        self._record("eval", state.global_step, loss=metrics["eval_loss"])
+
+    def _record(self, kind: str, step: int, **values: float) -> None:
+        tokens = step * self.spec.tokens_per_step
+        flops = tokens * self.flops_per_token
+        self.metrics.write({"kind": kind, "step": step, **values, "tokens": tokens, "flops": flops})
+
+    def _measures_at(self, step: int) -> bool:
+        every = self.spec.measure_every
+        return self.measure is not None and (step == self.spec.total_steps or (every > 0 and step % every == 0))
+
+    def _measure_now(self, step: int) -> None:
+        if self.measure is None:
+            return
+        trainer = self._of_trainer()
+        record = self.measure(trainer.model, step)
+        for layer in record.get("layers", []):
+            layer["gradient_norm"] = trainer.layer_gradients.get(layer["layer"])
+        self.metrics.write({"kind": "measure", **record, "step": step})
+
+    def _announce(self, step: int) -> None:
+        known = self.metrics.last.get("train") or self.metrics.last.get("eval") or {}
+        self.progress.update(step, known.get("loss"))
+
+    def _of_trainer(self) -> GuardedTrainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Commit the checkpoint that the Trainer has written, then rotate."""
+        folder = self.folder / f"checkpoint-{state.global_step}"
+        own = {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
+        (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
+        checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
+        checkpoint.rotate(self.folder, self.spec.keep)
+
+    def restore(self, folder: Path) -> None:
+        """Take up the counts that a checkpoint kept."""
+        own = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self.seconds, self._of_trainer().order = own["seconds"], own["order"]

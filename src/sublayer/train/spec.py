@@ -1,0 +1,286 @@
+"""What one training run is: a plain record, the same on the command line, in a file and in a checkpoint.
+
+Nothing here imports torch, so that plans can be made and checked quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import TrainError
+
+Objective = Literal["mlm", "clm"]
+
+#: Shapes and budgets by name. `tiny` is sized for two CPU cores and about half a minute a run; `small` for a
+#: workstation's CPU over lunch or any GPU; `base` and `large` have the shape of BERT-base and BERT-large.
+_SHAPE = ("layers", "hidden", "heads", "ffn", "seq", "batch", "vocab_size", "steps", "lr")
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 16, 4096, 160, 2e-3), strict=True)),
+    "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3), strict=True)),
+    "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4), strict=True)),
+    "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4), strict=True)),
+}
+
+#: Settings that may differ between a checkpoint and the run that resumes from it: none of them changes a weight.
+FREE_ON_RESUME = frozenset(
+    {"eval_every", "measure_every", "measure_rows", "log_every", "save_steps", "keep", "report_to", "cache"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One run: a design, a model size, data, a budget and a seed.
+
+    Every field has a default except `design`. Exactly one of `steps` and `tokens` is given. A spec is checked
+    when it is made; a bad one raises `TrainError`.
+    """
+
+    design: str
+    # -- model ----------------------------------------------------------------------------------------------------
+    layers: int = 4
+    hidden: int = 128
+    heads: int = 4
+    kv_heads: int | None = None  # None: as many as `heads`
+    ffn: int = 512
+    hidden_act: str = "gelu"
+    norm: str = "layernorm"
+    positions: str = "learned"
+    qk_norm: bool = False
+    dropout: float = 0.0
+    attention_dropout: float | None = None  # None: the same as `dropout`
+    tie_embeddings: bool = True
+    init: str = "normal"
+    attn_implementation: str = "sdpa"
+    model_options: dict[str, Any] = field(default_factory=dict)  # any other field of SublayerConfig
+    # -- data -----------------------------------------------------------------------------------------------------
+    objective: Objective = "mlm"
+    data: str = "docs"  # docs | PATH | hub:NAME[:CONFIG]
+    tokenizer: str | None = None  # None: a byte-level BPE trained on the training split; else a name or a path
+    vocab_size: int = 4096  # of the trained tokenizer
+    seq: int = 128
+    mask_rate: float = 0.15
+    data_seed: int = 0
+    eval_rows: int = 256  # rows of held-out text that every evaluation reads
+    cache: str | None = None  # folder of tokenised data; None: $SUBLAYER_CACHE or ~/.cache/sublayer
+    # -- budget and optimiser -------------------------------------------------------------------------------------
+    batch: int = 16  # rows of one forward pass
+    accumulation: int = 1  # forward passes of one optimiser step
+    steps: int | None = None
+    tokens: int | None = None
+    lr: float = 1e-3
+    warmup: float = 0.1  # below 1: a share of the steps; from 1: steps
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    weight_decay: float = 0.01  # on tensors with two or more axes only
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    clip: float = 1.0  # 0: no clipping
+    seed: int = 0
+    # -- machine --------------------------------------------------------------------------------------------------
+    threads: int | None = None  # None: the cores this process may use
+    device: Literal["auto", "cpu"] = "auto"
+    dtype: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+    # -- looking and keeping --------------------------------------------------------------------------------------
+    log_every: int = 5
+    eval_every: int = 0  # 0: at the end only
+    measure_every: int = 0  # 0: at the start and the end only
+    measure_rows: int = 16
+    save_steps: int = 0  # 0: only when told to stop
+    keep: int = 2  # checkpoints
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("betas", "report_to"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_types(self)
+        _check_values(self)
+
+    # -- what follows from the fields ---------------------------------------------------------------------------
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of text that one optimiser step reads."""
+        return self.batch * self.accumulation
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step reads."""
+        return self.rows_per_step * self.seq
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return math.ceil(self.tokens / self.tokens_per_step)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimiser steps over which the learning rate rises from zero."""
+        return int(self.warmup) if self.warmup >= 1 else math.ceil(self.total_steps * self.warmup)
+
+    # -- making, reading, writing -------------------------------------------------------------------------------
+
+    @classmethod
+    def sized(cls, size: str, **settings: Any) -> TrainSpec:
+        """A spec of a named size; `settings` go over the size's own (`tokens` replaces its `steps`)."""
+        if size not in SIZES:
+            raise TrainError(f"size is one of {', '.join(SIZES)}, got {size!r}; or give layers, hidden, heads and ffn")
+        values = dict(SIZES[size])
+        if settings.get("tokens") is not None:
+            values.pop("steps")
+        return cls.from_dict({**values, **{k: v for k, v in settings.items() if v is not None}})
+
+    def with_(self, **settings: Any) -> TrainSpec:
+        """A copy with some settings changed, checked again."""
+        return replace(self, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self)
+        values["betas"], values["report_to"] = list(self.betas), list(self.report_to)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainSpec:
+        """The inverse of `to_dict`; a key that is no setting is an error that names the nearest one."""
+        if not isinstance(values, dict):
+            raise TrainError(f"a run is a JSON object of settings, got {type(values).__name__}")
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
+                raise TrainError(f"{key!r} is not a setting of a run; did you mean {near!r}?")
+        if "design" not in values:
+            raise TrainError("a run needs a design: a catalogue name or an equation")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Text of the settings, one a line."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainSpec:
+        """The inverse of `to_json`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TrainError(f"a run's settings must be JSON: {error}") from None
+        return cls.from_dict(values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainSpec:
+        """Read a spec from a JSON file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
+
+    def differences(self, other: TrainSpec) -> list[str]:
+        """Settings in which two specs would train different weights, as `name: mine -> other`."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {mine[name]!r} -> {theirs[name]!r}"
+            for name in mine
+            if name not in FREE_ON_RESUME and mine[name] != theirs[name]
+        ]
+
+    def sha256(self) -> str:
+        """Hash of the settings that decide the weights."""
+        values = {k: v for k, v in self.to_dict().items() if k not in FREE_ON_RESUME}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _matches(value: object, kind: Any) -> bool:
+    """Is `value` of the annotated type? Integers pass for floats; booleans pass for nothing but bool."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, part) for part in typing.get_args(kind))
+    if origin is tuple:
+        parts = typing.get_args(kind)
+        assert isinstance(value, tuple)
+        if parts[-1] is Ellipsis:
+            return all(_matches(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(map(_matches, value, parts))
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    """An annotated type in words."""
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(part) for part in typing.get_args(kind))
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text", type(None): "nothing"}
+    return names.get(kind, str(kind).replace("typing.", ""))
+
+
+def _check_types(spec: TrainSpec) -> None:
+    hints = typing.get_type_hints(TrainSpec)
+    for item in fields(spec):
+        value, kind = getattr(spec, item.name), hints[item.name]
+        if not _matches(value, kind):
+            raise TrainError(f"{item.name} must be {_describe(kind)}, got {value!r}")
+
+
+def _check_values(spec: TrainSpec) -> None:
+    def need(holds: bool, rule: str, remedy: str = "") -> None:
+        if not holds:
+            raise TrainError(rule + (f"; {remedy}" if remedy else ""))
+
+    for name in ("layers", "hidden", "heads", "ffn", "batch", "accumulation", "log_every", "eval_rows", "measure_rows"):
+        need(getattr(spec, name) >= 1, f"{name} must be at least 1, got {getattr(spec, name)}")
+    for name in ("kv_heads", "threads"):
+        value = getattr(spec, name)
+        need(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+    for name in ("eval_every", "measure_every", "save_steps", "data_seed", "seed"):
+        need(0 <= getattr(spec, name) < 1 << 63, f"{name} must lie in [0, 2**63), got {getattr(spec, name)}")
+    for name in ("weight_decay", "clip", "warmup", "lr"):
+        need(getattr(spec, name) >= 0, f"{name} must not be negative, got {getattr(spec, name)}")
+    near = max(1, round(spec.hidden / spec.heads)) * spec.heads
+    need(
+        spec.hidden % spec.heads == 0 or "head_dim" in spec.model_options,
+        f"hidden ({spec.hidden}) must be divisible by heads ({spec.heads})",
+        f"try hidden {near}",
+    )
+    kv_heads = spec.kv_heads or spec.heads
+    need(spec.heads % kv_heads == 0, f"heads ({spec.heads}) must be divisible by kv_heads ({kv_heads})")
+    need(spec.design.strip() != "", "design must not be empty", "give a catalogue name or an equation")
+    need(spec.data.strip() != "", "data must not be empty", "give docs, a path, or hub:NAME")
+    need(spec.seq >= 8, f"seq must be at least 8 tokens, got {spec.seq}")
+    need(spec.vocab_size >= 300, f"vocab_size must be at least 300 (256 bytes and some merges), got {spec.vocab_size}")
+    need(
+        (spec.steps is None) != (spec.tokens is None),
+        f"give either steps or tokens, got steps={spec.steps} and tokens={spec.tokens}",
+        "the other follows from seq, batch and accumulation",
+    )
+    need((spec.steps or spec.tokens or 0) >= 1, f"the budget must be at least 1, got {spec.steps or spec.tokens}")
+    need(0 < spec.mask_rate < 1, f"mask_rate must lie between 0 and 1, got {spec.mask_rate}", "BERT's is 0.15")
+    for name in ("dropout", "attention_dropout"):
+        value = getattr(spec, name)
+        need(value is None or 0 <= value < 1, f"{name} must lie in [0, 1), got {value}")
+    need(all(0 <= beta < 1 for beta in spec.betas), f"betas must lie in [0, 1), got {spec.betas}")
+    need(spec.eps > 0, f"eps must be positive, got {spec.eps}")
+    need(spec.keep >= 1, f"keep must be at least 1 checkpoint, got {spec.keep}")
+    need(
+        spec.warmup_steps <= spec.total_steps,
+        f"warmup ({spec.warmup_steps} steps) must not exceed the run ({spec.total_steps} steps)",
+        "give fewer steps, or a share such as 0.1",
+    )

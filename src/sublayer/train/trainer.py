@@ -1,0 +1,234 @@
+"""transformers' `Trainer` with the guards that make a run repeatable and its failures visible.
+
+What is added: weight decay by the shape of a tensor, a loss or gradient that is not finite ends the run, a running
+hash of what the model was fed, gradient norms per layer as the step itself made them, and an evaluation that weighs
+each predicted token alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from .dataset import IGNORED, PackedRows, Row
+from .spec import TrainSpec
+
+Batch = dict[str, Tensor]
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
+
+
+class Diverged(Exception):
+    """The loss or a gradient is not a finite number: the run is lost, which is a result."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step, self.reason = step, reason
+
+
+def collate(rows: list[Row]) -> Batch:
+    """Rows of shape [seq] to tensors of shape [batch, seq]."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def layer_of(name: str) -> int | None:
+    """Index of the layer that a parameter belongs to, by its name; None outside the layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+class GuardedTrainer(Trainer):
+    """A `Trainer` for packed rows; see the module's text.
+
+    Args:
+        model: takes input_ids, labels and sequence_ids, and returns a loss (the mean over labels that are not -100).
+        spec: the settings.
+        folder: where checkpoints go.
+        train_rows, eval_rows: the data.
+        callbacks: run after the Trainer's own.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: TrainSpec,
+        folder: str,
+        train_rows: PackedRows,
+        eval_rows: PackedRows,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=arguments(spec, folder),
+            data_collator=collate,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)  # it prints every log record; metrics.jsonl has them
+        self.shifted = spec.objective == "clm"
+        self.order = ""  # hash chain over every batch the model was fed
+        self.want_gradients = False  # set by a callback for the steps that are measured
+        self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
+        self._losses: list[Tensor] = []
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices and embedding tables. Norms, biases, scales and gates are vectors or single numbers, whatever their
+        names, and pulling those towards zero is not what weight decay is for."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward pass; after the last one of a step the gradients are looked at, before clipping."""
+        link = hashlib.sha256(self.order.encode())
+        for name in ("input_ids", "labels"):
+            link.update(inputs[name].detach().cpu().numpy().tobytes())
+        self.order = link.hexdigest()
+        kept = dict(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(loss)
+        if self.accelerator.sync_gradients:
+            self._inspect(model, kept)
+        return loss
+
+    def _inspect(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        loss = torch.stack(self._losses).sum()
+        self._losses.clear()
+        total = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        if not torch.isfinite(loss + total):  # one wait for the device, not two
+            step = self.state.global_step + 1
+            what = "loss" if not torch.isfinite(loss) else "gradient"
+            value = float(loss if what == "loss" else total)
+            where = first_bad(self.model, inputs)
+            raise Diverged(step, f"the {what} is {value} at step {step}; {where}")
+        if self.want_gradients:
+            squares: dict[int, list[Tensor]] = {}
+            for name, gradient in named:
+                layer = layer_of(name)
+                if layer is not None:
+                    squares.setdefault(layer, []).append(torch.linalg.vector_norm(gradient.float()))
+            self.layer_gradients = {
+                layer: float(torch.linalg.vector_norm(torch.stack(norms))) for layer, norms in squares.items()
+            }
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over all predicted tokens of the held-out rows (the Trainer's own is a mean over batches, which
+        weighs a masked token by how few others its batch has)."""
+        rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        total, count = 0.0, 0
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for begin in range(0, len(rows), self.args.eval_batch_size):
+                chunk = [rows[index] for index in range(begin, min(begin + self.args.eval_batch_size, len(rows)))]
+                batch = {name: value.to(self.args.device) for name, value in collate(chunk).items()}
+                targets = batch["labels"][:, 1:] if self.shifted else batch["labels"]
+                predicted = int((targets != IGNORED).sum())
+                if predicted == 0:
+                    continue
+                with torch.no_grad():
+                    total += float(self.model(**batch)["loss"]) * predicted
+                count += predicted
+        finally:
+            self.model.train(was_training)
+        loss = total / max(count, 1)
+        if not math.isfinite(loss):
+            step = self.state.global_step
+            raise Diverged(step, f"the loss on held-out text is {loss} after step {step}")
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def first_bad(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
+    """Best effort at where numbers stop being finite: in the parameters, else forwards, else backwards."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"first parameter that is not finite: {name}"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensors = output if isinstance(output, (tuple, list)) else [output]
+            if not found and any(
+                isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors
+            ):
+                found.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f"first module whose output is not finite: {found[0]}"
+    # the backward pass runs from the last parameter to the first
+    backwards = [
+        name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    return f"first gradient that is not finite: {backwards[-1]}" if backwards else "the place could not be found"
+
+
+def arguments(spec: TrainSpec, folder: str) -> TrainingArguments:
+    """The Trainer's arguments. When to log, evaluate and save is decided by this package's callbacks, in one place."""
+    schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
+    cuda = spec.device == "auto" and torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=spec.total_steps,
+        per_device_train_batch_size=spec.batch,
+        per_device_eval_batch_size=spec.batch,
+        gradient_accumulation_steps=spec.accumulation,
+        learning_rate=spec.lr,
+        lr_scheduler_type=schedule,
+        warmup_steps=spec.warmup_steps,
+        weight_decay=spec.weight_decay,
+        adam_beta1=spec.betas[0],
+        adam_beta2=spec.betas[1],
+        adam_epsilon=spec.eps,
+        max_grad_norm=spec.clip,
+        optim="adamw_torch_fused",
+        seed=spec.seed,
+        data_seed=spec.data_seed,
+        use_cpu=not cuda,
+        bf16=spec.dtype == "bf16",
+        torch_compile=spec.compile,
+        report_to=list(spec.report_to) or "none",
+        # rows are a function of their index, so their order is the Trainer's plainest
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        save_total_limit=None,
+        logging_nan_inf_filter=False,
+        enable_jit_checkpoint=False,
+        disable_tqdm=True,
+        log_level="warning",
+    )
