@@ -1,0 +1,138 @@
+"""``attn``, multi-head and grouped-query attention, and ``dot``, the first form of self-attention without weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sublayer.model.config import SublayerConfig
+from sublayer.model.context import Context
+from sublayer.model.masks import backend_for
+from sublayer.model.norms import SublayerRMSNorm
+from sublayer.model.positions import rotate
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: the backend that also returns its weights.
+
+    Args:
+        module: owner; its ``num_key_value_groups`` query heads share each key and value head.
+        query: ``[batch, heads, new, head_dim]``.
+        key: ``[batch, kv_heads, seen, head_dim]``, and ``value`` likewise.
+        attention_mask: added to the scores, ``[batch or 1, 1, new, seen]``.
+
+    Returns:
+        the mixed values ``[batch, new, heads, head_dim]`` and the weights ``[batch, heads, new, seen]``.
+    """
+    groups: int = module.num_key_value_groups  # type: ignore[assignment]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling  # [batch, heads, new, seen]
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    kept = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (kept @ value).transpose(1, 2).contiguous(), weights
+
+
+class AttentionCore(nn.Module):
+    """Scores, softmax and mixing, without projections: what a transformers attention backend replaces.
+
+    Returns ``(mixed, weights)``, so that ``output_attentions`` and probes have one place to read the weights.
+    """
+
+    def __init__(self, config: SublayerConfig, op: str, is_causal: bool, groups: int, scaling: float) -> None:
+        super().__init__()
+        self.config = config
+        self.op = op
+        # The next two names are what the backends look for.
+        self.is_causal = is_causal
+        self.num_key_value_groups = groups
+        self.scaling = scaling
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Mix ``value`` by the similarity of ``query`` and ``key``; shapes as in :func:`eager_attention`."""
+        backend = backend_for(self.op, self.config._attn_implementation)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
+        mixed, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            context.masks[self.op],
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **context.options,
+        )
+        return mixed, weights
+
+    def extra_repr(self) -> str:
+        """Direction and scale, for ``print(model)``."""
+        return f"{'causal' if self.is_causal else 'bidirectional'}, scaling={self.scaling:.4g}"
+
+
+class SelfAttention(nn.Module):
+    """``attn``: heads ``softmax(Q K^T / sqrt(head_dim)) V`` side by side, then ``W_o`` (Vaswani et al., 1706.03762).
+
+    Args:
+        config: reads hidden_size, the head counts, head_dim, attention_bias, qk_norm, dropouts, causal.
+    """
+
+    def __init__(self, config: SublayerConfig) -> None:
+        super().__init__()
+        hidden, heads, kv_heads, self.head_dim, _ = config.sizes
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(hidden, heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head_dim, hidden, bias=bias)
+        self.q_norm = SublayerRMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = SublayerRMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.core = AttentionCore(config, "attn", config.left_to_right, heads // kv_heads, self.head_dim**-0.5)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """Mix information between the positions of ``hidden [batch, seq, d]``."""
+        split = (*hidden.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden).view(split).transpose(1, 2)  # [batch, heads, seq, head_dim]
+        key = self.k_proj(hidden).view(split).transpose(1, 2)  # [batch, kv_heads, seq, head_dim]
+        value = self.v_proj(hidden).view(split).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if context.rotary is not None:
+            query, key = rotate(query, *context.rotary), rotate(key, *context.rotary)
+        key, value = context.remember(key, value)  # [batch, kv_heads, seen, head_dim]
+        mixed, _ = self.core(query, key, value, context)  # [batch, seq, heads, head_dim]
+        output: Tensor = self.dropout(self.o_proj(mixed.flatten(-2)))  # [batch, seq, d]
+        return output
+
+
+class DotAttention(nn.Module):
+    """``dot``: ``y_i = sum over j <= i of softmax_j(x_i . x_j) x_j``.
+
+    The first form of self-attention in Xiao & Zhu, Foundations of Large Language Models: no projections, no 1/sqrt(d).
+    An orthogonal predecessor still counts, with weight exp(0) before normalisation. Causal whatever the objective.
+    """
+
+    def __init__(self, config: SublayerConfig) -> None:
+        super().__init__()
+        self.core = AttentionCore(config, "dot", is_causal=True, groups=1, scaling=1.0)
+        self.core.dropout = 0.0  # no parameters and no noise: the plain formula, always
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """Average the vectors of ``hidden [batch, seq, d]`` by their products."""
+        query = hidden.unsqueeze(1)  # [batch, 1, seq, d]
+        key, value = context.remember(query, query)  # [batch, 1, seen, d]
+        mixed, _ = self.core(query, key, value, context)  # [batch, seq, 1, d]
+        output: Tensor = mixed.squeeze(2)
+        return output
