@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sublayer.notation import Design, DesignError, designs, parse
 
 if TYPE_CHECKING:
+    from sublayer.compare import compare
     from sublayer.cost import Cost, cost
     from sublayer.model import (
         SublayerConfig,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         SublayerModel,
     )
     from sublayer.probe import Probe, probe
-    from sublayer.study import Study, compare
+    from sublayer.study import Study
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _LAZY = {
     "SublayerForMaskedLM": "sublayer.model",
     "SublayerForSequenceClassification": "sublayer.model",
     "SublayerModel": "sublayer.model",
-    "compare": "sublayer.study",
+    "compare": "sublayer.compare",
     "cost": "sublayer.cost",
     "probe": "sublayer.probe",
 }
@@ -60,9 +61,9 @@ def __getattr__(name: str) -> object:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'sublayer' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+    found = importlib.import_module(module)
+    # A module that bears the verb's own name is callable itself (see _verb): importing it has set the attribute already.
+    return found if module == f"sublayer.{name}" else getattr(found, name)
 
 
 def __dir__() -> list[str]:

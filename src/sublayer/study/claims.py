@@ -42,7 +42,7 @@ _NAMES = {
 
 FFN_QUESTION = "Does the FFN keep the token embeddings isotropic?"
 FFN_RULE = (
-    "At every + that adds the FFN's term, the isotropy of the sum is compared with that of the same sum with this term "
+    "At every + that adds the FFN's term to x, the isotropy of the sum is compared with that of the same sum with this term "
     "left out (both through the norm that follows, where one does), per layer and run, on held-out text. The change is "
     "(with - without) / (the larger of the two): +1 means all isotropy comes from the FFN, 0 none, negative that the "
     "FFN takes some away. Decisive is the rank-one residual ||X - 1 m^T||/||X||: the claim is that without the FFN "
@@ -59,7 +59,7 @@ FFN_RULE = (
 )
 ATTENTION_QUESTION = "Is what attention adds small beside the stream it is added to?"
 ATTENTION_RULE = (
-    "At every + that adds attention's term, ||term|| / ||stream|| is taken for each token of held-out text, with their "
+    "At every + that adds attention's term to x, ||term|| / ||stream|| is taken for each token of held-out text, with their "
     "coefficients and after any norm on the branch; its median over tokens is the layer's number. Small is at most "
     "1/3: such a term turns the stream by at most 19.5 degrees. A run says yes when at least 2/3 of its layers are at "
     "most 1/3 and none is above 1; no when at least 2/3 of its layers are above 1/3; otherwise its layers disagree. "
@@ -123,12 +123,16 @@ def relative_change(with_term: float, without: float) -> float:
     return 0.0 if larger == 0.0 else (with_term - without) / larger
 
 
-def _terms(record: Mapping[str, Any], kind: str) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """(sum, term) for every term of one kind that a `+` of a layer adds to its stream."""
-    for of_sum in record["sums"]:
-        for term in of_sum["terms"]:
-            if of_sum["section"] == "block" and term["kind"] == kind:
-                yield of_sum, term
+def _terms(record: Mapping[str, Any], kind: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(sum, term) for every term of one kind that a `+` of a layer adds to the stream x; where none is added to x, to
+    whatever stream it is added to (a design that carries several adds most terms to each of them)."""
+    found = [
+        (of_sum, term)
+        for of_sum in record["sums"]
+        for term in of_sum["terms"]
+        if of_sum["section"] == "block" and term["kind"] == kind
+    ]
+    return [pair for pair in found if pair[0]["stream"] == "x"] or found
 
 
 def _ffn_evidence(record: Mapping[str, Any]) -> _Evidence:
@@ -177,7 +181,7 @@ def _answer(
     evidence = [found for run in measured if (found := gather(run["measures"])).points]
     if not evidence:
         if measured:
-            adds = any(True for run in measured for _ in _terms(run["measures"], kind))
+            adds = any(_terms(run["measures"], kind) for run in measured)
             reason = (
                 f"The numbers at its + are not defined (zero or infinite vectors), so {who} cannot be judged."
                 if adds

@@ -1,0 +1,58 @@
+"""The command line: thin, and quick to start, since each command imports what it needs when it runs."""
+
+import sys
+
+import click
+
+from sublayer import __version__
+from sublayer.cli.designs import designs, show
+from sublayer.cli.training import compare, train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sublayer")
+def cli() -> None:
+    """Write how a Transformer block is wired as one line; build, train, measure and compare what it says.
+
+    DESIGN is a catalogue name (`sublayer designs`) or an equation such as "x = norm(x + attn(x)); x = norm(x + ffn(x))".
+    """
+
+
+for command in (compare, train, show, designs):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one message on standard error and exit code 2."""
+    from sublayer.notation import DesignError
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        print("sublayer: interrupted; --resume goes on from what was saved", file=sys.stderr)
+        code = 130
+    except DesignError as error:
+        print(f"sublayer: {error}", file=sys.stderr)
+        code = 2
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"sublayer: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has seen enough
+        code = 0
+    except OSError as error:
+        print(f"sublayer: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether an error is one of this package's own, which are written for users."""
+    return type(error).__module__.startswith("sublayer.")

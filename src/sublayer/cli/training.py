@@ -1,0 +1,158 @@
+"""`sublayer compare` and `sublayer train`: one set of options, since a run is a run of a study."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SIZES = ("tiny", "small", "base", "large")
+
+# (option, type, help) of every setting that is passed on to `TrainSpec` under the same name.
+_SETTINGS: tuple[tuple[str, Any, str], ...] = (
+    ("--data", str, "docs (documentation text of the Python that runs), a .txt, .jsonl or .parquet file, a folder of these, or hub:NAME[:CONFIG]."),
+    ("--objective", click.Choice(["mlm", "clm"]), "Masked or causal language modelling."),
+    ("--layers", int, "Number of blocks."),
+    ("--hidden", int, "Width d of the residual stream."),
+    ("--heads", int, "Attention heads."),
+    ("--kv-heads", int, "Heads of keys and values (grouped-query attention)."),
+    ("--ffn", int, "Inner width of the FFN."),
+    ("--hidden-act", str, "relu, gelu, silu, swiglu or geglu."),
+    ("--norm", click.Choice(["layernorm", "rmsnorm", "dyt"]), "What `norm` in an equation is."),
+    ("--positions", click.Choice(["learned", "rotary", "none"]), "Position embedding."),
+    ("--qk-norm", bool, "Norm on queries and keys."),
+    ("--dropout", float, "Dropout where BERT has it."),
+    ("--init", click.Choice(["normal", "deepnorm"]), "Initialisation."),
+    ("--seq", int, "Tokens a row."),
+    ("--batch", int, "Rows a forward pass."),
+    ("--accumulation", int, "Forward passes an optimiser step."),
+    ("--steps", int, "Optimiser steps."),
+    ("--tokens", int, "Tokens to train on, instead of --steps."),
+    ("--warmup", float, "Below 1: share of the steps; from 1: steps."),
+    ("--schedule", click.Choice(["cosine", "constant", "linear"]), "Learning rate after the warm-up."),
+    ("--weight-decay", float, "On matrices; never on norms, biases and scales."),
+    ("--clip", float, "Largest norm of the gradient; 0 for no clipping."),
+    ("--tokenizer", str, "Name or path; default a byte-level BPE trained on the training text."),
+    ("--vocab-size", int, "Size of the tokenizer that is trained."),
+    ("--data-seed", int, "Seed of the data order and of the masks."),
+    ("--eval-every", int, "Steps between evaluations."),
+    ("--measure-every", int, "Steps between measurements at every +."),
+    ("--save-steps", int, "Steps between checkpoints; 0: only when told to stop."),
+    ("--threads", int, "Threads of a run. Part of the result's last digits, so it is recorded."),
+    ("--device", click.Choice(["auto", "cpu"]), "auto takes a GPU if there is one."),
+    ("--dtype", click.Choice(["float32", "bf16"]), "Arithmetic of the forward pass."),
+    ("--compile", bool, "Compile the model."),
+    ("--attn-implementation", str, "sdpa, eager, flex_attention or flash_attention_2."),
+    ("--report-to", str, "Trackers of transformers' Trainer, separated by commas."),
+    ("--cache", click.Path(path_type=str), "Folder of tokenised data."),
+)
+
+
+def _with_settings(function: F) -> F:
+    for name, kind, text in reversed(_SETTINGS):
+        function = click.option(name, type=kind, default=None, help=text)(function)
+    return click.option("--size", type=click.Choice(SIZES), default=None, help="Shape and budget by name; the other options override it.  [default: tiny]")(function)
+
+
+def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    def read(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        try:
+            return tuple(kind(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise click.BadParameter(f"{name} are numbers separated by commas, got {value!r}", context, parameter) from None
+
+    return read
+
+
+@click.command()
+@click.argument("designs", nargs=-1, metavar="[DESIGN]...")
+@_with_settings
+@click.option("--lr", "lrs", default=None, callback=_numbers(float, "learning rates"), help="Learning rates, separated by commas; each design is shown at its best.")
+@click.option("--seeds", default=None, callback=_numbers(int, "seeds"), help="Seeds of the initial weights, separated by commas; three or more give intervals.  [default: 0]")
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON file of settings; the command line overrides it.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study.  [default: sublayer-study]")
+@click.option("--resume", is_flag=True, help="Go on with the study in --out: run only what is missing.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once.")
+@click.option("--no-measure", is_flag=True, help="Do not look inside the models.")
+def compare(
+    designs: tuple[str, ...],
+    lrs: tuple[float, ...],
+    seeds: tuple[int, ...],
+    config: Path | None,
+    out: Path | None,
+    resume: bool,
+    jobs: int,
+    no_measure: bool,
+    **settings: Any,
+) -> None:
+    """Train designs side by side, fairly; measure at every +; write results.json and report.html.
+
+    Each DESIGN is a name or an equation; the first is the baseline. Default: post-norm paf input-norm output-norm.
+    """
+    from sublayer.compare import compare as run
+
+    values = _read(config)
+    values.update({k: v for k, v in _given(settings).items() if v is not None})
+    chosen = list(designs) or values.pop("designs", [])
+    values.pop("designs", None)
+    study = run(
+        chosen,
+        out=out,
+        seeds=seeds or tuple(values.pop("seeds", (0,))),
+        lrs=lrs or tuple(values.pop("lrs", ())),
+        size=values.pop("size", None) or "tiny",
+        jobs=jobs,
+        measure=not no_measure,
+        resume=resume,
+        command=["sublayer", *sys.argv[1:]],
+        **{k: v for k, v in values.items() if k not in ("seeds", "lrs")},
+    )
+    click.echo(f"\n{study}\n")
+    click.echo(f"results: {study.folder / 'results.json'}")
+    click.echo(f"report:  {study.report}")
+
+
+@click.command()
+@click.argument("design")
+@_with_settings
+@click.option("--lr", type=float, default=None, help="Learning rate.")
+@click.option("--seed", type=int, default=None, help="Seed of the initial weights.  [default: 0]")
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON file of settings; the command line overrides it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; the weights are OUT/model.safetensors.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
+def train(design: str, config: Path | None, out: Path, resume: bool, no_measure: bool, **settings: Any) -> None:
+    """Train one model: one run of a study, with the same options. OUT is a Hugging Face checkpoint in the end."""
+    from sublayer.notation import parse
+    from sublayer.train import TrainSpec
+    from sublayer.train import run as run_one
+
+    wiring = parse(design)
+    values = _read(config)
+    values.update({k: v for k, v in _given(settings).items() if v is not None})
+    size = values.pop("size", None) or "tiny"
+    spec = TrainSpec.sized(size, **{**values, "design": str(wiring)})
+    wiring.check_depth(spec.layers)
+    row = run_one(spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr)
+    if row["status"] == "ok":
+        click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")
+        return
+    click.echo(f"{row['status']}: {row['reason']}", err=True)
+    sys.exit({"diverged": 3, "failed": 1}.get(row["status"], 128 + (row.get("signal") or 9)))
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    if settings.get("report_to") is not None:
+        settings["report_to"] = tuple(part.strip() for part in settings["report_to"].split(",") if part.strip())
+    return settings
+
+
+def _read(config: Path | None) -> dict[str, Any]:
+    from sublayer.study import read_config
+
+    return read_config(config) if config else {}

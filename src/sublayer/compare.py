@@ -1,0 +1,49 @@
+"""`compare`, the main job: train designs side by side, fairly; measure; report. Imports no torch."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from sublayer import report
+from sublayer._verb import callable_module
+from sublayer.notation import Design
+from sublayer.study import Plan, Study, run_study
+
+
+def compare(
+    designs: Sequence[str | Design] = (),
+    *,
+    out: str | Path | None = None,
+    size: str = "tiny",
+    seeds: Sequence[int] = (0,),
+    lrs: Sequence[float] = (),
+    jobs: int = 1,
+    measure: bool = True,
+    resume: bool = False,
+    output: IO[str] | None = sys.stderr,
+    command: Sequence[str] = (),
+    **settings: Any,
+) -> Study:
+    """Train designs side by side on the same batches from the same initial weights; measure; compare; write the report.
+
+    Args:
+        designs: catalogue names or equations; default post-norm, PAF, input-norm, output-norm. The first is the baseline.
+        out: folder of the study; default ``sublayer-study``, numbered if that exists.
+        size: tiny, small, base or large; any setting of `sublayer.train.TrainSpec` overrides it (``layers=6, steps=500``).
+        seeds: of the initial weights; three or more give intervals.
+        lrs: learning rates; each design is compared at its best.
+        jobs: runs at once.
+        measure: look at every ``+`` during training. Changes no result.
+        resume: go on with the study in ``out``: run what is missing.
+        output: where progress is shown, or ``None``.
+        command: the command line to record; default this call.
+
+    Raises:
+        DesignError, TrainError, StudyError: for anything a user can mend; nothing has been run then.
+    """
+    plan = Plan.make(designs, size=size, seeds=seeds, lrs=lrs, **settings)
+    return run_study(plan, out, jobs=jobs, measure=measure, resume=resume, output=output, command=command, report=report.write)
+
+
+callable_module(__name__)

@@ -1,0 +1,235 @@
+"""Run the runs of a plan, each in a process of its own, and keep a bar of the whole. Imports no torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from sublayer.study.errors import StudyError
+from sublayer.study.files import write_atomically
+from sublayer.study.plan import Plan, PlannedRun
+
+POLL = 0.2  # seconds between looks at the children
+GRACE = 60.0  # seconds a child has to save its state after a signal
+LINE_EVERY = 15.0  # seconds between lines where the output is no terminal
+TAIL = 2000  # characters of a log's end that are searched for the reason of a failure
+
+
+@dataclass
+class _Child:
+    run: PlannedRun
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    began: float = field(default_factory=time.monotonic)
+
+
+def run_folder(study: Path, run: PlannedRun) -> Path:
+    """Folder of one run."""
+    return study / "runs" / run.id
+
+
+def finished(study: Path, run: PlannedRun) -> dict[str, Any] | None:
+    """The row of a run that needs no further work."""
+    row = read_row(study, run)
+    return row if row is not None and row.get("status") in ("ok", "diverged") else None
+
+
+def read_row(study: Path, run: PlannedRun) -> dict[str, Any] | None:
+    """What a run wrote about itself at its end, or ``None``."""
+    try:
+        row = json.loads((run_folder(study, run) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def execute(
+    plan: Plan,
+    study: Path,
+    *,
+    jobs: int = 1,
+    measure: bool = True,
+    flops: Mapping[str, float] | None = None,
+    output: IO[str] | None = sys.stderr,
+    command: Callable[[Path, Path], list[str]] | None = None,
+) -> None:
+    """Run every run of ``plan`` that is not finished, ``jobs`` at a time.
+
+    A run that fails, diverges or is killed leaves the others as they are; its row or log says why. On Ctrl-C or SIGTERM the
+    children are told to save and stop, and the signal is raised again as KeyboardInterrupt or SystemExit(143).
+
+    Args:
+        plan: what to run.
+        study: folder of the study; each run has ``runs/<id>`` in it.
+        jobs: processes at once.
+        measure: whether the runs look at every ``+``.
+        flops: training FLOPs per token, by design id, for the records.
+        output: where progress is shown, or ``None``.
+        command: the command line of one run from its settings file and folder; for tests and other executors.
+    """
+    if jobs < 1:
+        raise StudyError(f"jobs must be at least 1, got {jobs}")
+    waiting = [run for run in plan.runs() if finished(study, run) is None]
+    done = len(plan.runs()) - len(waiting)
+    children: list[_Child] = []
+    display = _Display(len(plan.runs()), done, output)
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    in_main = _in_main_thread()
+    if in_main:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        while waiting or children:
+            while waiting and len(children) < jobs:
+                run = waiting.pop(0)
+                children.append(_start(run, study, measure, (flops or {}).get(run.design), command))
+            time.sleep(POLL)
+            for child in [c for c in children if c.process.poll() is not None]:
+                children.remove(child)
+                row = _finish(child, study)
+                display.finished(child.run, row)
+            display.show({c.run.id: _progress(study, c.run) for c in children})
+    except BaseException:
+        _stop(children)
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
+        display.close()
+
+
+def _start(run: PlannedRun, study: Path, measure: bool, flops: float | None, command: Callable[[Path, Path], list[str]] | None) -> _Child:
+    folder = run_folder(study, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").unlink(missing_ok=True)
+    settings = study / "specs" / f"{run.id}.json"
+    write_atomically(settings, run.spec.to_json())
+    if command is not None:
+        line = command(settings, folder)
+    else:
+        line = [sys.executable, "-m", "sublayer.train", str(settings), str(folder), "--resume", "--quiet"]
+        line += [] if measure else ["--no-measure"]
+        line += ["--flops-per-token", repr(flops)] if flops else []
+    log = open(folder / "output.txt", "ab")  # noqa: SIM115  # closed when the child ends
+    # A session of its own: Ctrl-C reaches this process only, which tells the children to save first.
+    process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    return _Child(run, process, log)
+
+
+def _finish(child: _Child, study: Path) -> dict[str, Any]:
+    """The row of a child that ended; one that could not write its own gets one that says how it died."""
+    child.log.close()
+    row = read_row(study, child.run)
+    if row is not None:
+        return row
+    code = child.process.returncode
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the system may have been out of memory: use a smaller batch or fewer jobs" if name == "SIGKILL" else ""
+        status, reason = "killed", f"killed by {name}{hint}"
+    else:
+        status, reason = "failed", _last_line(run_folder(study, child.run) / "output.txt") or f"exit status {code}"
+    spec = child.run.spec
+    row = {"id": child.run.id, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": status, "reason": reason}
+    row |= {"eval_loss": None, "seconds": round(time.monotonic() - child.began, 3)}
+    write_atomically(run_folder(study, child.run) / "run.json", json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def _stop(children: list[_Child]) -> None:
+    for child in children:
+        if child.process.poll() is None:
+            child.process.terminate()
+    deadline = time.monotonic() + GRACE
+    for child in children:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        child.log.close()
+
+
+def _last_line(path: Path) -> str:
+    try:
+        text = path.read_bytes()[-TAIL:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _progress(study: Path, run: PlannedRun) -> dict[str, Any]:
+    try:
+        facts = json.loads((run_folder(study, run) / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+class _Display:
+    """The study's progress: a bar that redraws in a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int, done: int, output: IO[str] | None) -> None:
+        self._total, self._done, self._output = total, done, output
+        self._terminal = output is not None and output.isatty()
+        self._shown = time.monotonic()
+        self._began = time.monotonic()
+        self._already = done
+        if done:
+            self._line(f"{done} of {total} runs are finished already")
+
+    def finished(self, run: PlannedRun, row: Mapping[str, Any]) -> None:
+        self._done += 1
+        loss = row.get("eval_loss")
+        told = f"held-out loss {loss:.4f}" if loss is not None else f"{row['status']}: {row.get('reason')}"
+        self._line(f"[{self._done}/{self._total}] {run.id}: {told} ({row.get('seconds') or 0:.0f} s)")
+
+    def show(self, running: Mapping[str, Mapping[str, Any]]) -> None:
+        now = time.monotonic()
+        if self._output is None or now - self._shown < (0.5 if self._terminal else LINE_EVERY):
+            return
+        self._shown = now
+        parts = [_describe(name, facts) for name, facts in running.items()]
+        if not parts:
+            return
+        text = f"[{self._done}/{self._total}] " + "; ".join(parts)
+        if self._terminal:
+            width = os.get_terminal_size(self._output.fileno()).columns if self._output.fileno() >= 0 else 80
+            print("\r\x1b[K" + text[: width - 1], end="", file=self._output, flush=True)
+        else:
+            print(text, file=self._output, flush=True)
+
+    def close(self) -> None:
+        if self._terminal and self._output is not None:
+            print("\r\x1b[K", end="", file=self._output, flush=True)
+
+    def _line(self, text: str) -> None:
+        if self._output is not None:
+            print(("\r\x1b[K" if self._terminal else "") + text, file=self._output, flush=True)
+
+
+def _describe(name: str, facts: Mapping[str, Any]) -> str:
+    """One running child in words: a bar, the step, the loss and the time left."""
+    if not facts or facts.get("phase") not in ("train", "finish"):
+        return f"{name}: {facts.get('phase', 'starting')}"
+    step, total = facts.get("step") or 0, facts.get("total") or 1
+    filled = round(12 * step / total)
+    loss, eta = facts.get("loss"), facts.get("eta_seconds")
+    text = f"{name} [{'#' * filled}{'.' * (12 - filled)}] step {step}/{total}"
+    text += f", loss {loss:.3f}" if loss is not None else ""
+    return text + (f", {eta:.0f} s left" if eta is not None else "")

@@ -1,0 +1,188 @@
+"""`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from sublayer.study.errors import StudyError
+from sublayer.study.execute import execute
+from sublayer.study.files import locked, write_atomically
+from sublayer.study.plan import Plan
+from sublayer.study.results import gather, read_results, run_cost
+
+if TYPE_CHECKING:
+    import pandas
+
+PLAN = "plan.json"
+
+
+class Study:
+    """The results of a study and where they are.
+
+    Attributes:
+        folder: has ``results.json``, ``report.html``, ``plan.json`` and one folder a run.
+        results: what is in ``results.json``.
+    """
+
+    def __init__(self, folder: Path, results: dict[str, Any]) -> None:
+        self.folder = folder
+        self.results = results
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Study":
+        """Read a study that was run before."""
+        return cls(Path(folder), read_results(Path(folder)))
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        return str(self.results["verdict"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON values."""
+        return self.results
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a run: design, seed, lr, status, eval_loss, time and memory. Needs pandas."""
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise StudyError("to_frame needs pandas, which is not installed; pip install 'sublayer[frames]'") from None
+        columns = ["id", "design", "seed", "lr", "status", "eval_loss", "train_loss", "steps_done", "seconds", "tokens_per_second", "peak_memory_mb"]
+        return pandas.DataFrame([{c: r.get(c) for c in columns} for r in self.results["runs"]], columns=columns)
+
+    def model(self, design: str, seed: int | None = None) -> Path:
+        """Folder of the trained model of one design: a Hugging Face checkpoint."""
+        for row in self.results["runs"]:
+            if row["design"] == design and row["status"] == "ok" and seed in (None, row["seed"]):
+                return self.folder / str(row["model"])
+        raise StudyError(f"no finished run of {design!r}{'' if seed is None else f' with seed {seed}'}; designs are {', '.join(d['id'] for d in self.results['designs'])}")
+
+    def __str__(self) -> str:
+        return table(self.results)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def run_study(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    jobs: int = 1,
+    measure: bool = True,
+    resume: bool = False,
+    output: IO[str] | None = sys.stderr,
+    command: Sequence[str] = (),
+    report: Callable[[dict[str, Any], Path, Path], None] | None = None,
+) -> Study:
+    """Run a plan in its folder and write `results.json`, and `report.html` with ``report``; both also after an interruption.
+
+    ``report`` is `sublayer.report.write`, or another function of the results, the study's folder and the page's path.
+    """
+    if jobs < 1:
+        raise StudyError(f"jobs must be at least 1, got {jobs}")
+    facts = _prepare(plan, output)
+    folder = _claim(plan, out, resume)
+    line = list(command) or _call(plan, folder)
+    costs = {p.id: run_cost(plan, str(p.design), int(facts["vocab_size"])) for p in plan.designs}
+    with locked(folder):
+        write_atomically(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
+        if output is not None:
+            count = len(plan.runs())
+            print(f"{len(plan.designs)} designs, {count} runs of {plan.base.total_steps} steps of {plan.base.tokens_per_step} tokens, in {folder}", file=output, flush=True)
+        try:
+            flops = {i: c["flops_per_token"] for i, c in costs.items()}
+            execute(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
+        finally:
+            study = _write(plan, folder, facts, line, report)
+    return study
+
+
+def _prepare(plan: Plan, output: IO[str] | None) -> Mapping[str, Any]:
+    """Tokenise the data once, before anything starts, so that bad data fails here and runs find it ready."""
+    from sublayer.train import prepare
+
+    if output is not None:
+        print(f"data: {plan.base.data}", file=output, flush=True)
+    return prepare(plan.base).facts
+
+
+def _claim(plan: Plan, out: str | Path | None, resume: bool) -> Path:
+    """The study's folder, made if it is new."""
+    if out is None:
+        folder, number = Path("sublayer-study"), 1
+        while folder.exists() and not resume:
+            number += 1
+            folder = Path(f"sublayer-study-{number}")
+    else:
+        folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder} is a file; give a folder for the study")
+    if (folder / PLAN).exists():
+        if not resume:
+            raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
+        changed = Plan.load(folder / PLAN).differences(plan)
+        if changed:
+            raise StudyError(f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot make {folder}: {error.strerror or error}; give another folder") from None
+    return folder
+
+
+def _write(
+    plan: Plan,
+    folder: Path,
+    facts: Mapping[str, Any],
+    command: Sequence[str],
+    report: Callable[[dict[str, Any], Path, Path], None] | None,
+) -> Study:
+    results = gather(plan, folder, facts, command)
+    write_atomically(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    study = Study(folder, results)
+    if report is not None:
+        report(results, folder, study.report)
+    return study
+
+
+def _call(plan: Plan, folder: Path) -> list[str]:
+    """A command line that runs the same study."""
+    return ["sublayer", "compare", "--config", str(folder / PLAN), "--out", "FOLDER"]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The final table and the two claims as text for a terminal."""
+    rows = [("design", "held-out loss", "difference", "interval", "ratio attn", "ffn keeps isotropy", "attention small", "lost")]
+    answers = {c["claim"]: {a["design"]: a for a in c["answers"]} for c in results["claims"]}
+    for row in results["comparison"]["rows"]:
+        ffn, attn = answers["ffn-isotropy"][row["design"]], answers["attention-small"][row["design"]]
+        interval = "-" if row["low"] is None else f"{row['low']:+.4f} .. {row['high']:+.4f}"
+        rows.append(
+            (
+                row["design"],
+                "lost" if row["mean"] is None else f"{row['mean']:.4f}",
+                "-" if row["difference"] is None else f"{row['difference']:+.4f}",
+                interval,
+                "-" if attn["value"] is None else f"{attn['value']:.2f}",
+                ffn["answer"],
+                attn["answer"],
+                str(row["lost"]),
+            )
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join([*lines, "", results["verdict"]])
