@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "tokenizers", "accelerate", "sklearn", "altair"}
+HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "tokenizers", "accelerate", "sklearn"}
 SHOW = "import sys; sys.argv = ['sublayer', 'show', 'post-norm']; import sublayer.cli; sublayer.cli.main()"
 
 
@@ -48,7 +48,7 @@ def test_what_reads_equations_loads_nothing_heavy(code: str) -> None:
     assert not modules_after(code) & HEAVY
 
 
-@pytest.mark.parametrize("package", ["sublayer.cost", "sublayer.report", "sublayer.study"])
+@pytest.mark.parametrize("package", ["sublayer.compare", "sublayer.cost", "sublayer.report", "sublayer.study"])
 def test_what_reads_results_loads_no_torch(package: str) -> None:
     assert not modules_after(f"import {package}") & {"torch", "transformers"}
 

@@ -1,5 +1,6 @@
 """What is shipped is whole: the wheel has every file, the lock fits the metadata, versions agree."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -41,6 +42,21 @@ def test_the_lock_fits_the_metadata() -> None:
         pin = lock[need.name.lower()]
         assert str(pin.specifier).removeprefix("==") in need.specifier, f"{pin} does not fit {need}"
     assert "setuptools" in lock, "the package is installed without build isolation"
+
+
+def test_every_import_is_declared() -> None:
+    declared = {Requirement(text).name.lower().replace("-", "_") for text in PROJECT["dependencies"]}
+    declared |= {Requirement(text).name.lower() for text in PROJECT["optional-dependencies"]["frames"]}
+    distributions = {"yaml": "pyyaml", "_typeshed": None}
+    imported: dict[str, str] = {}
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported.update({name.partition(".")[0]: file.name for name in names})
+    foreign = imported.keys() - sys.stdlib_module_names - {"sublayer"}
+    wanted = {distributions.get(name, name) for name in foreign} - {None}
+    assert wanted <= declared, {name: imported.get(name) for name in wanted - declared}
 
 
 def test_no_address_of_a_registry_is_written_down() -> None:
