@@ -59,7 +59,7 @@ types: $(STAMP)  ## check the type hints
 	$(BIN)/mypy
 
 contracts: $(STAMP)  ## check which package imports which
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 readme: $(STAMP)  ## run the README's commands, but for those that only set up or test
 	$(BIN)/python tools/readme.py
