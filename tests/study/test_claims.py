@@ -26,7 +26,7 @@ def iso(change: float = 0.0, **others: float) -> dict[str, float]:
 def add(layer: int, kind: str, ratio: float = 0.1, without: dict[str, Any] | None = None) -> dict[str, Any]:
     quartiles = {"q25": ratio, "median": ratio, "q75": ratio}
     term = {"term": kind, "kind": kind, "ratio": quartiles, "cosine": 0.0, "without": without or iso()}
-    return {"layer": layer, "section": "block", "before": ISO, "after": ISO, "terms": [term]}
+    return {"layer": layer, "section": "block", "stream": "x", "before": ISO, "after": ISO, "terms": [term]}
 
 
 def run(sums: list[dict[str, Any]] | None, seed: int = 0, status: str = "ok", design: str = "d", lr: float = 1e-3):
@@ -173,3 +173,9 @@ def test_only_layers_count() -> None:
     """A sum of the embed or final section is no layer's."""
     final = add(4, "ffn", without=iso(-0.9)) | {"section": "final"}
     assert ffn(run([add(0, "ffn", without=iso(0.5)), final]))["value"] == pytest.approx(0.5)
+
+
+def test_the_stream_x_decides_where_there_are_several() -> None:
+    on_r = add(0, "ffn", without=iso(-0.9)) | {"stream": "r"}
+    assert ffn(run([add(0, "ffn", without=iso(0.5)), on_r]))["value"] == pytest.approx(0.5)
+    assert ffn(run([on_r]))["value"] == pytest.approx(-0.9 / 1.9)

@@ -42,8 +42,8 @@ _NAMES = {
 
 FFN_QUESTION = "Does the FFN keep the token embeddings isotropic?"
 FFN_RULE = (
-    "At every + that adds the FFN's term to x, the isotropy of the sum is compared with that of the same sum with this term "
-    "left out (both through the norm that follows, where one does), per layer and run, on held-out text. The change is "
+    "At every + that adds the FFN's term to x, the isotropy of the sum is compared with that of the same sum with this "
+    "term left out (both through the norm that follows, where one does), per layer and run, on held-out text. The change is "
     "(with - without) / (the larger of the two): +1 means all isotropy comes from the FFN, 0 none, negative that the "
     "FFN takes some away. Decisive is the rank-one residual ||X - 1 m^T||/||X||: the claim is that without the FFN "
     "tokens collapse to one vector, and that is what it measures; it lies in 0 .. 1 and ignores scale and rotation. "
@@ -59,8 +59,8 @@ FFN_RULE = (
 )
 ATTENTION_QUESTION = "Is what attention adds small beside the stream it is added to?"
 ATTENTION_RULE = (
-    "At every + that adds attention's term to x, ||term|| / ||stream|| is taken for each token of held-out text, with their "
-    "coefficients and after any norm on the branch; its median over tokens is the layer's number. Small is at most "
+    "At every + that adds attention's term to x, ||term|| / ||stream|| is taken for each token of held-out text, with "
+    "their coefficients and after any norm on the branch; its median over tokens is the layer's number. Small is at most "
     "1/3: such a term turns the stream by at most 19.5 degrees. A run says yes when at least 2/3 of its layers are at "
     "most 1/3 and none is above 1; no when at least 2/3 of its layers are above 1/3; otherwise its layers disagree. "
     "Holds: every run says yes. Does not: every run says no. Unclear: anything else, and also when three or more runs "
