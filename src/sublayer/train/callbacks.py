@@ -153,9 +153,9 @@ class Guard(TrainerCallback):
         """Decide what happens after this step; the Trainer then logs, evaluates and saves, in that order."""
         self.seconds += time.perf_counter() - self._begun
         step, spec = state.global_step, self.spec
-        last, stopping = step >= spec.total_steps, self.stop.received is not None
         if self._measures_at(step):
             self._measure_now(step)
+        last, stopping = step >= spec.total_steps, self.stop.received is not None
         control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
         control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
         control.should_save = stopping or (spec.save_steps > 0 and step % spec.save_steps == 0 and not last)

@@ -64,7 +64,7 @@ class Source(ABC):
             if len(first_two) == 1:
                 raise TrainError(
                     f"data {self.spec!r} is one document of {len(first_two[0].text)} characters, and whole documents "
-                    f"are held out for evaluation; give at least two, or one with blank lines and over {PIECE} characters"
+                    f"are held out for evaluation; give at least two, or one with blank lines and {PIECE} characters"
                 )
         return itertools.chain(first_two, kept)
 

@@ -145,15 +145,15 @@ class GuardedTrainer(Trainer):
                 if predicted == 0:
                     continue
                 with torch.no_grad():
-                    total += float(self.model(**batch)["loss"]) * predicted
+                    loss = float(self.model(**batch)["loss"])
+                if not math.isfinite(loss):
+                    step, where = self.state.global_step, first_bad(self.model, batch)
+                    raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")
+                total += loss * predicted
                 count += predicted
         finally:
             self.model.train(was_training)
-        loss = total / max(count, 1)
-        if not math.isfinite(loss):
-            step = self.state.global_step
-            raise Diverged(step, f"the loss on held-out text is {loss} after step {step}")
-        metrics = {f"{metric_key_prefix}_loss": loss}
+        metrics = {f"{metric_key_prefix}_loss": total / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
