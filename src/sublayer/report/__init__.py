@@ -1,0 +1,9 @@
+"""A study as one self-contained page: tables, charts and explanations in a file that opens anywhere.
+
+The page holds no script and asks for nothing from outside; its charts are drawn as SVG with the page's own colours,
+so they follow light, dark and print. Reads results.json and metrics.jsonl only: no torch.
+"""
+
+from sublayer.report.page import write
+
+__all__ = ["write"]
