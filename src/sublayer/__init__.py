@@ -62,7 +62,8 @@ def __getattr__(name: str) -> object:
     if module is None:
         raise AttributeError(f"module 'sublayer' has no attribute {name!r}; it has {', '.join(__all__)}")
     found = importlib.import_module(module)
-    # A module that bears the verb's own name is callable itself (see _verb): importing it has set the attribute already.
+    # A module that bears the verb's own name is callable itself (see _verb): importing it has set the attribute
+    # already.
     return found if module == f"sublayer.{name}" else getattr(found, name)
 
 

@@ -1,6 +1,7 @@
 """Modules that can be called, so that ``sl.probe(model)`` and ``from sublayer.probe import measures`` both work.
 
-A package and the verb it is for have one name (`sublayer.probe`, `sublayer.cost`). Importing the package anywhere sets the attribute
+A package and the verb it is for have one name (`sublayer.probe`, `sublayer.cost`). Importing the package anywhere
+sets the attribute
 ``sublayer.probe`` to the module, so the module itself must answer the call.
 """
 

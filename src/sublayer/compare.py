@@ -28,9 +28,11 @@ def compare(
     """Train designs side by side on the same batches from the same initial weights; measure; compare; write the report.
 
     Args:
-        designs: catalogue names or equations; default post-norm, PAF, input-norm, output-norm. The first is the baseline.
+        designs: catalogue names or equations; default post-norm, PAF, input-norm, output-norm. The first is the
+        baseline.
         out: folder of the study; default ``sublayer-study``, numbered if that exists.
-        size: tiny, small, base or large; any setting of `sublayer.train.TrainSpec` overrides it (``layers=6, steps=500``).
+        size: tiny, small, base or large; any setting of `sublayer.train.TrainSpec` overrides it (``layers=6,
+        steps=500``).
         seeds: of the initial weights; three or more give intervals.
         lrs: learning rates; each design is compared at its best.
         jobs: runs at once.
@@ -43,7 +45,9 @@ def compare(
         DesignError, TrainError, StudyError: for anything a user can mend; nothing has been run then.
     """
     plan = Plan.make(designs, size=size, seeds=seeds, lrs=lrs, **settings)
-    return run_study(plan, out, jobs=jobs, measure=measure, resume=resume, output=output, command=command, report=report.write)
+    return run_study(
+        plan, out, jobs=jobs, measure=measure, resume=resume, output=output, command=command, report=report.write
+    )
 
 
 callable_module(__name__)

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 OPS = ("attn", "ffn", "norm", "layernorm", "rmsnorm", "dyt", "scale", "gate", "dot", "stop")
-FACTORS = ("2*{}", "0.5*{}", "layer*{}", "{}/depth", "{}/sqrt(layer)", "(2*depth)**0.25*{}", "{}*layer/depth", "(layer + 1)*{}", "3**0.5*{}", "{}*0.1")  # fmt: skip
+FACTORS = (
+    "2*{}",
+    "0.5*{}",
+    "layer*{}",
+    "{}/depth",
+    "{}/sqrt(layer)",
+    "(2*depth)**0.25*{}",
+    "{}*layer/depth",
+    "(layer + 1)*{}",
+    "3**0.5*{}",
+    "{}*0.1",
+)
 EMBED_VALUES = ("e", "norm(e)", "0.5*e", "e + norm(e)")
 
 
@@ -28,7 +39,8 @@ class Spec:
     sections: list[tuple[str, list[tuple[str, list[Term]]]]]
 
     def text(self, rng: random.Random | None = None) -> str:
-        """The design as text. With ``rng``: other local names, other orders of sums, other white space, inlined or not."""
+        """The design as text. With ``rng``: other local names, other orders of sums, other white space, inlined or
+        not."""
         lines = []
         for label, statements in self.sections:
             names: dict[str, str] = {}

@@ -45,8 +45,54 @@ def test_every_value_is_computed_from_values_before_it(spec: Spec) -> None:
             assert len(labels) == len(set(labels))
 
 
-WORDS = ["x", "e", "r", "attn", "ffn", "norm", "norm_a", "layer", "depth", "sqrt", "block", "embed", "final", "block[:25%]", "h", "LN", "lambda", "import"]
-SYMBOLS = ["=", "+", "-", "*", "/", "**", "(", ")", ";", "\n", ":", "[", "]", "%", ",", ".", "0.5", "2", "1e9", "//", "#", "@", "{", "}", "'", " "]
+WORDS = [
+    "x",
+    "e",
+    "r",
+    "attn",
+    "ffn",
+    "norm",
+    "norm_a",
+    "layer",
+    "depth",
+    "sqrt",
+    "block",
+    "embed",
+    "final",
+    "block[:25%]",
+    "h",
+    "LN",
+    "lambda",
+    "import",
+]
+SYMBOLS = [
+    "=",
+    "+",
+    "-",
+    "*",
+    "/",
+    "**",
+    "(",
+    ")",
+    ";",
+    "\n",
+    ":",
+    "[",
+    "]",
+    "%",
+    ",",
+    ".",
+    "0.5",
+    "2",
+    "1e9",
+    "//",
+    "#",
+    "@",
+    "{",
+    "}",
+    "'",
+    " ",
+]
 
 
 def mutate(text: str, rng: random.Random) -> str:
@@ -54,7 +100,16 @@ def mutate(text: str, rng: random.Random) -> str:
     for _ in range(rng.randint(1, 4)):
         i = rng.randrange(len(text) + 1)
         j = min(len(text), i + rng.randint(0, 4))
-        new = rng.choice([rng.choice(WORDS), rng.choice(SYMBOLS), rng.choice(string.printable), "", text[i:j] * 2, chr(rng.randrange(0x110000))])
+        new = rng.choice(
+            [
+                rng.choice(WORDS),
+                rng.choice(SYMBOLS),
+                rng.choice(string.printable),
+                "",
+                text[i:j] * 2,
+                chr(rng.randrange(0x110000)),
+            ]
+        )
         text = text[:i] + new + text[j:]
     return text
 
@@ -101,7 +156,7 @@ def test_texts_made_to_exhaust_the_reader_are_refused() -> None:
         "x = " + " + ".join(f"layer**{i}*x" for i in range(500)),
         "x = (layer + depth + 1)**200*x",
         "; ".join("x = norm(x)" for _ in range(1000)),
-        "; ".join(f"x = x + attn(x) + attn(x) + attn(x)" for _ in range(40)),
+        "; ".join("x = x + attn(x) + attn(x) + attn(x)" for _ in range(40)),
         "x = x + " + " + ".join("attn(x)" for _ in range(200)),
         "a" * 1_000_000,
         "x" * 15_000 + "(x)",

@@ -14,7 +14,8 @@ from sublayer.cli.training import compare, train
 def cli() -> None:
     """Write how a Transformer block is wired as one line; build, train, measure and compare what it says.
 
-    DESIGN is a catalogue name (`sublayer designs`) or an equation such as "x = norm(x + attn(x)); x = norm(x + ffn(x))".
+    DESIGN is a catalogue name (`sublayer designs`) or an equation such as "x = norm(x + attn(x)); x = norm(x +
+    ffn(x))".
     """
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from sublayer.notation import Design, designs as catalogue, parse, unsupported
+from sublayer.notation import Design, parse, unsupported
+from sublayer.notation import designs as catalogue
 
 
 @click.command()
@@ -14,7 +15,12 @@ from sublayer.notation import Design, designs as catalogue, parse, unsupported
 @click.option("--code", "form", flag_value="code", help="Print the forward that is run.")
 @click.option("--json", "form", flag_value="json", help="Print the design as JSON.")
 @click.option("--text", "form", flag_value="text", help="Print the normal form only.")
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write a diagram of the block to FILE.", metavar="FILE")
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a diagram of the block to FILE.",
+    metavar="FILE",
+)
 def show(design: str, form: str | None, svg: Path | None) -> None:
     """Print a design: its three sections, where each norm stands, and the shape of every matrix."""
     wiring = parse(design)
@@ -78,10 +84,26 @@ def designs(as_json: bool, words: tuple[str, ...]) -> None:
     missing = [u for u in unsupported() if chosen(u.name, u.reason, u.citation, *u.aliases)]
     if as_json:
         listed = [
-            {"name": e.name, "title": e.title, "aliases": list(e.aliases), "equation": str(parse(e.name)), "citation": e.citation, "used": e.used, "note": e.note}
+            {
+                "name": e.name,
+                "title": e.title,
+                "aliases": list(e.aliases),
+                "equation": str(parse(e.name)),
+                "citation": e.citation,
+                "used": e.used,
+                "note": e.note,
+            }
             for e in found
         ]
-        click.echo(json.dumps({"designs": listed, "unsupported": [{"name": u.name, "reason": u.reason, "citation": u.citation} for u in missing]}, indent=2))
+        click.echo(
+            json.dumps(
+                {
+                    "designs": listed,
+                    "unsupported": [{"name": u.name, "reason": u.reason, "citation": u.citation} for u in missing],
+                },
+                indent=2,
+            )
+        )
         return
     for entry in found:
         click.echo(click.style(entry.name, bold=True) + (f"  ({', '.join(entry.aliases)})" if entry.aliases else ""))

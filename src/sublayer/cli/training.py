@@ -13,7 +13,11 @@ SIZES = ("tiny", "small", "base", "large")
 
 # (option, type, help) of every setting that is passed on to `TrainSpec` under the same name.
 _SETTINGS: tuple[tuple[str, Any, str], ...] = (
-    ("--data", str, "docs (documentation text of the Python that runs), a .txt, .jsonl or .parquet file, a folder of these, or hub:NAME[:CONFIG]."),
+    (
+        "--data",
+        str,
+        "docs (documentation of the running Python), a .txt, .jsonl or .parquet file, a folder, or hub:NAME[:CONFIG].",
+    ),
     ("--objective", click.Choice(["mlm", "clm"]), "Masked or causal language modelling."),
     ("--layers", int, "Number of blocks."),
     ("--hidden", int, "Width d of the residual stream."),
@@ -54,7 +58,12 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
 def _with_settings(function: F) -> F:
     for name, kind, text in reversed(_SETTINGS):
         function = click.option(name, type=kind, default=None, help=text)(function)
-    return click.option("--size", type=click.Choice(SIZES), default=None, help="Shape and budget by name; the other options override it.  [default: tiny]")(function)
+    return click.option(
+        "--size",
+        type=click.Choice(SIZES),
+        default=None,
+        help="Shape and budget by name; the other options override it.  [default: tiny]",
+    )(function)
 
 
 def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
@@ -64,7 +73,9 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
         try:
             return tuple(kind(part) for part in value.split(",") if part.strip())
         except ValueError:
-            raise click.BadParameter(f"{name} are numbers separated by commas, got {value!r}", context, parameter) from None
+            raise click.BadParameter(
+                f"{name} are numbers separated by commas, got {value!r}", context, parameter
+            ) from None
 
     return read
 
@@ -72,9 +83,24 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
 @click.command()
 @click.argument("designs", nargs=-1, metavar="[DESIGN]...")
 @_with_settings
-@click.option("--lr", "lrs", default=None, callback=_numbers(float, "learning rates"), help="Learning rates, separated by commas; each design is shown at its best.")
-@click.option("--seeds", default=None, callback=_numbers(int, "seeds"), help="Seeds of the initial weights, separated by commas; three or more give intervals.  [default: 0]")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON file of settings; the command line overrides it.")
+@click.option(
+    "--lr",
+    "lrs",
+    default=None,
+    callback=_numbers(float, "learning rates"),
+    help="Learning rates, separated by commas; each design is shown at its best.",
+)
+@click.option(
+    "--seeds",
+    default=None,
+    callback=_numbers(int, "seeds"),
+    help="Seeds of the initial weights, separated by commas; three or more give intervals.  [default: 0]",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML or JSON file of settings; the command line overrides it.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study.  [default: sublayer-study]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out: run only what is missing.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once.")
@@ -122,8 +148,17 @@ def compare(
 @_with_settings
 @click.option("--lr", type=float, default=None, help="Learning rate.")
 @click.option("--seed", type=int, default=None, help="Seed of the initial weights.  [default: 0]")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON file of settings; the command line overrides it.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; the weights are OUT/model.safetensors.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML or JSON file of settings; the command line overrides it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the run; the weights are OUT/model.safetensors.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
 @click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
 def train(design: str, config: Path | None, out: Path, resume: bool, no_measure: bool, **settings: Any) -> None:

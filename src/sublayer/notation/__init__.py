@@ -7,4 +7,18 @@ from sublayer.notation.program import Add, Call, Section, Site
 from sublayer.notation.scalar import Scalar
 from sublayer.notation.text import LayerRange
 
-__all__ = ["Add", "Call", "Design", "DesignError", "Entry", "LayerRange", "Scalar", "Section", "Site", "Unsupported", "designs", "parse", "unsupported"]
+__all__ = [
+    "Add",
+    "Call",
+    "Design",
+    "DesignError",
+    "Entry",
+    "LayerRange",
+    "Scalar",
+    "Section",
+    "Site",
+    "Unsupported",
+    "designs",
+    "parse",
+    "unsupported",
+]

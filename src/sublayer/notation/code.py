@@ -8,7 +8,8 @@ CONTEXTUAL = frozenset({"attn", "dot"})  # operators that also read the context:
 def forward_source(section: Section, tap: bool = False) -> str:
     """Source of ``forward(self, <inputs>, context)`` for a module whose attributes are the section's sites.
 
-    ``layer`` (1..depth, 0 outside the blocks) and ``depth`` are read from the module where a scalar needs them. With ``tap``
+    ``layer`` (1..depth, 0 outside the blocks) and ``depth`` are read from the module where a scalar needs them. With
+    ``tap``
     every value, inputs included, passes through ``self.tap(name, value)``, which may replace it.
     """
     lines = _tapped_lines(section) if tap else section.render(_call)

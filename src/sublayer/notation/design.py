@@ -27,6 +27,9 @@ class Design:
     """
 
     __slots__ = ("_form", "_text", "name")
+    _form: NormalForm
+    _text: str
+    name: str | None
 
     def __init__(self, form: NormalForm, name: str | None = None) -> None:
         object.__setattr__(self, "_form", form)
@@ -73,7 +76,8 @@ class Design:
         return self._form.embed if which == "embed" else self._form.final
 
     def layer(self, index: int, depth: int) -> Section:
-        """The block that layer ``index`` (0-based) of ``depth`` runs. Raises DesignError if the ranges do not tile the depth."""
+        """The block that layer ``index`` (0-based) of ``depth`` runs. Raises DesignError if the ranges do not tile
+        the depth."""
         if not 0 <= index < depth:
             raise DesignError(f"layer must lie within 0..{depth - 1}, got {index}")
         self.check_depth(depth)
@@ -84,7 +88,8 @@ class Design:
         raise DesignError(f"no block covers layer {index} of {depth}")
 
     def check_depth(self, depth: int) -> None:
-        """Raise DesignError unless the layer ranges cover each of ``depth`` layers once and every scalar is finite there."""
+        """Raise DesignError unless the layer ranges cover each of ``depth`` layers once and every scalar is finite
+        there."""
         if depth < 0:
             raise DesignError(f"a depth is at least 0, got {depth}")
         covered = 0
@@ -92,12 +97,16 @@ class Design:
             start, stop = layers.resolve(depth)
             if start != covered or not start <= stop <= depth:
                 raise DesignError(
-                    f"block sections must tile the {depth} layers exactly: block{layers} covers {start}..{stop - 1}, but layer {covered} comes next",
+                    f"block sections must tile the {depth} layers exactly: block{layers} covers {start}..{stop - 1}, "
+                    f"but layer {covered} comes next",
                     expected="ranges such as block[:25%] and block[25%:]",
                 )
             covered = stop
         if covered != depth:
-            raise DesignError(f"block sections must tile the {depth} layers exactly: layers {covered}..{depth - 1} are not covered", expected="a last range such as block[25%:]")
+            raise DesignError(
+                f"block sections must tile the {depth} layers exactly: layers {covered}..{depth - 1} are not covered",
+                expected="a last range such as block[25%:]",
+            )
         for layers, section in self._form.blocks:
             for layer in range(layers.resolve(depth)[0] + 1, layers.resolve(depth)[1] + 1):
                 self._check_scalars(section, layer, depth)
@@ -111,7 +120,9 @@ class Design:
                 try:
                     scalar.value(layer, depth)
                 except ScalarError as error:
-                    raise DesignError(f"every factor must be a finite number at every layer: {error}", section.text) from None
+                    raise DesignError(
+                        f"every factor must be a finite number at every layer: {error}", section.text
+                    ) from None
 
     def named(self, name: str | None) -> "Design":
         """The same design under another name."""
@@ -160,7 +171,9 @@ class Design:
             text = "\n".join([f"embed: {data['embed']}", *blocks, f"final: {data['final']}"])
             name = data.get("name")
         except (KeyError, TypeError, AttributeError) as error:
-            raise DesignError(f"a design record has format, embed, block and final: {error!r} in {str(data)[:80]}") from None
+            raise DesignError(
+                f"a design record has format, embed, block and final: {error!r} in {str(data)[:80]}"
+            ) from None
         if not (name is None or isinstance(name, str)):
             raise DesignError(f"a design's name is text or nothing, got {name!r}")
         return parse(text).named(name)
@@ -192,12 +205,15 @@ def parse(text_or_name: "str | Design") -> Design:
     """Read a design from an equation or a catalogue name.
 
     Raises:
-        DesignError: with the text, a caret under the fault, what was expected and the nearest valid spelling; nothing else.
+        DesignError: with the text, a caret under the fault, what was expected and the nearest valid spelling;
+        nothing else.
     """
     if isinstance(text_or_name, Design):
         return text_or_name
     if not isinstance(text_or_name, str):
-        raise DesignError(f"a design is text, got {type(text_or_name).__name__}", expected="an equation or a catalogue name")
+        raise DesignError(
+            f"a design is text, got {type(text_or_name).__name__}", expected="an equation or a catalogue name"
+        )
     return _parse(text_or_name)
 
 

@@ -1,4 +1,5 @@
-"""The one error of the notation: it shows the text, a caret under the place, what was expected and the nearest spelling."""
+"""The one error of the notation: it shows the text, a caret under the place, what was expected and the nearest
+spelling."""
 
 MAX_SHOWN = 160  # characters of a line that an error shows around the caret
 MAX_LINE = 600  # characters of any other line of an error

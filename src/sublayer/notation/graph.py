@@ -1,6 +1,7 @@
 """The wiring graph of one section: operator calls over weighted sums, each value stored once.
 
-A `Linear` is a weighted sum of nodes. A node is an input (a stream, or the embedding output ``e``) or the call of an operator on
+A `Linear` is a weighted sum of nodes. A node is an input (a stream, or the embedding output ``e``) or the call of an
+operator on
 sums. Nodes with the same operator, parameters and arguments are one node, so a value used twice is shared.
 """
 
@@ -43,7 +44,8 @@ def times(value: Linear, factor: Scalar) -> Linear:
 
 @dataclass(frozen=True)
 class Node:
-    """An input (``op == "input"``, ``name`` set) or a call; ``group`` numbers the parameter set, -1 without parameters."""
+    """An input (``op == "input"``, ``name`` set) or a call; ``group`` numbers the parameter set, -1 without
+    parameters."""
 
     op: str
     args: tuple[Linear, ...] = ()

@@ -1,17 +1,19 @@
 """Normal form: one order for the terms of every sum and one name for every value, whatever the text looked like.
 
-Nodes are coloured by what they compute and by who reads them, until nothing more can be told apart (colour refinement, as in
+Nodes are coloured by what they compute and by who reads them, until nothing more can be told apart (colour
+refinement, as in
 graph canonisation). Nodes that still tie are told apart by trying each first and keeping the smallest text.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sublayer.notation.graph import OPERATORS, Graph, Linear
 from sublayer.notation.parse import Wiring
 from sublayer.notation.program import Add, Section, build
-from sublayer.notation.scalar import ONE
+from sublayer.notation.scalar import ONE, Scalar
 from sublayer.notation.text import LayerRange
 
 MAX_TRIES = 24  # orders tried where symmetric terms tie; all of them print the same except in contrived designs
@@ -25,7 +27,8 @@ Colours = dict[Vertex, int]
 
 @dataclass(frozen=True)
 class NormalForm:
-    """The sections of a design in normal form, the canonical names of its streams, and whether the last block ends in a norm."""
+    """The sections of a design in normal form, the canonical names of its streams, and whether the last block ends
+    in a norm."""
 
     embed: Section
     blocks: tuple[tuple[LayerRange, Section], ...]
@@ -106,7 +109,11 @@ class _Canonical:
         keys = {}
         for s, i in self.vertices:
             node = self.graphs[s].nodes[i]
-            rank = OPERATORS.index(node.op) + 2 if node.op != "input" else (0 if node.name == "x" else 1 + (node.name == "e"))
+            rank = (
+                OPERATORS.index(node.op) + 2
+                if node.op != "input"
+                else (0 if node.name == "x" else 1 + (node.name == "e"))
+            )
             keys[s, i] = (height[s, i], rank)
         return _ranked(keys)
 
@@ -116,7 +123,9 @@ class _Canonical:
             keys = {v: self._key(v, colours, streams) for v in self.vertices}
             new = _ranked(keys)
             new_streams = _ranked({s: (streams[s], self._stream_key(s, new)) for s in streams})
-            if len(set(new.values())) == len(set(colours.values())) and len(set(new_streams.values())) == len(set(streams.values())):
+            if len(set(new.values())) == len(set(colours.values())) and len(set(new_streams.values())) == len(
+                set(streams.values())
+            ):
                 return new, new_streams
             colours, streams = new, new_streams
 
@@ -159,15 +168,22 @@ class _Canonical:
         return NormalForm(embed, layers, final, tuple(names[s] for s in ordered), self.wiring.normalised)
 
 
-def _ranked(keys: dict[K, tuple[object, ...]]) -> dict[K, int]:
-    order = {key: i for i, key in enumerate(sorted(set(keys.values())))}  # type: ignore[type-var]
+def _ranked(keys: Mapping[K, tuple[object, ...]]) -> dict[K, int]:
+    order = {key: i for i, key in enumerate(sorted(set(keys.values())))}
     return {k: order[key] for k, key in keys.items()}
 
 
 class _Writer:
     """Turns one graph into a program: partial sums are shared where one sum contains another."""
 
-    def __init__(self, graph: Graph, rank: dict[int, int], names: dict[str, str], given: tuple[str, ...], streams: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rank: dict[int, int],
+        names: dict[str, str],
+        given: tuple[str, ...],
+        streams: tuple[str, ...],
+    ) -> None:
         self.graph = graph
         self.rank = rank
         self.names = names
@@ -179,8 +195,8 @@ class _Writer:
         sums = [v for v in (*graph.outputs.values(), *(a for n in graph.nodes for a in n.args)) if len(v) > 1]
         self.sums = sorted(set(sums), key=lambda v: (-len(v), [(rank[n], c.sort_key) for n, c in self._ordered(v)]))
 
-    def _ordered(self, value: Linear) -> list[tuple[int, "object"]]:
-        return sorted(value, key=lambda item: self.rank[item[0]])  # type: ignore[return-value]
+    def _ordered(self, value: Linear) -> list[tuple[int, Scalar]]:
+        return sorted(value, key=lambda item: self.rank[item[0]])
 
     def section(self) -> Section:
         read = {n.name for n in self.graph.nodes if n.op == "input"}
@@ -193,7 +209,9 @@ class _Writer:
             args = tuple(self._sum(arg) for arg in node.args)
             self.value[index] = self._fresh()
             self.steps.append((self.value[index], (node.group, node.op), args))
-        outputs = tuple((self.names[s], self._sum(self.graph.outputs[s])) for s in self.streams if s in self.graph.outputs)
+        outputs = tuple(
+            (self.names[s], self._sum(self.graph.outputs[s])) for s in self.streams if s in self.graph.outputs
+        )
         return build(inputs, self.steps, outputs)
 
     def _fresh(self) -> str:

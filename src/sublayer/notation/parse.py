@@ -12,12 +12,23 @@ Value = g.Linear | Scalar
 
 # What people write for an operator in papers and code.
 SPELLINGS = {
-    "ln": "norm", "lnorm": "norm", "layer_norm": "layernorm", "rms_norm": "rmsnorm", "rms": "rmsnorm", "normalize": "norm",
-    "a": "attn", "sa": "attn", "mha": "attn", "mhsa": "attn", "attention": "attn", "selfattn": "attn", "self_attn": "attn", "selfattention": "attn",
-    "f": "ffn", "mlp": "ffn", "ff": "ffn", "feedforward": "ffn", "feed_forward": "ffn", "fnn": "ffn",
-    "crossattn": "cross", "cross_attn": "cross", "layerscale": "scale", "ls": "scale", "detach": "stop", "stopgrad": "stop", "stop_gradient": "stop", "sg": "stop",
-    "tanh": "dyt", "rezero": "gate", "l": "layer", "n": "depth", "num_layers": "depth",
-}  # fmt: skip
+    spelling: word
+    for word, spellings in {
+        "norm": "ln lnorm normalize",
+        "layernorm": "layer_norm",
+        "rmsnorm": "rms rms_norm",
+        "dyt": "tanh",
+        "attn": "a sa mha mhsa attention selfattn self_attn selfattention",
+        "ffn": "f ff fnn mlp feedforward feed_forward",
+        "cross": "crossattn cross_attn",
+        "scale": "ls layerscale",
+        "gate": "rezero",
+        "stop": "sg detach stopgrad stop_gradient",
+        "layer": "l",
+        "depth": "n num_layers",
+    }.items()
+    for spelling in spellings.split()
+}
 
 
 @dataclass
@@ -43,45 +54,87 @@ class _Reader:
     reads: dict[str, tuple[int, int]] = field(default_factory=dict)  # names read before they are assigned: place
     calls: int = 0
 
-    def fail(self, statement: Statement, node: ast.AST, rule: str, **more: str | None) -> DesignError:
-        return DesignError(rule, self.text, *statement.place(node), **more)
+    def fail(
+        self,
+        statement: Statement,
+        node: ast.AST,
+        rule: str,
+        expected: str | None = None,
+        nearest: str | None = None,
+    ) -> DesignError:
+        return DesignError(rule, self.text, *statement.place(node), expected=expected, nearest=nearest)
 
     def run(self, statements: tuple[Statement, ...]) -> None:
         for statement in statements:
-            target = self._target(statement)
-            value = self.value(statement, statement.tree.value)  # type: ignore[attr-defined]
+            target, expression = self._assignment(statement)
+            value = self.value(statement, expression)
             if isinstance(value, Scalar) and target == "x":
-                raise self.fail(statement, statement.tree.value, "x is the residual stream, got a number", expected="x = ... with a value such as attn(x)")  # type: ignore[attr-defined]
+                raise self.fail(
+                    statement,
+                    expression,
+                    "x is the residual stream, got a number",
+                    expected="x = ... with a value such as attn(x)",
+                )
             self.env[target] = value
 
-    def _target(self, statement: Statement) -> str:
+    def _assignment(self, statement: Statement) -> tuple[str, ast.expr]:
+        """The name that is assigned, and what it is assigned."""
         tree = statement.tree
-        if isinstance(tree, ast.AugAssign) and isinstance(tree.target, ast.Name) and isinstance(tree.op, ast.Add | ast.Sub):
+        if (
+            isinstance(tree, ast.AugAssign)
+            and isinstance(tree.target, ast.Name)
+            and isinstance(tree.op, ast.Add | ast.Sub)
+        ):
             sign = "+" if isinstance(tree.op, ast.Add) else "-"
             rest = ast.get_source_segment(statement.source, tree.value) or "..."
             name = tree.target.id
-            raise self.fail(statement, tree, f"'{sign}=' is not in the notation", nearest=f"{name} = {name} {sign} {rest}")
+            raise self.fail(
+                statement, tree, f"'{sign}=' is not in the notation", nearest=f"{name} = {name} {sign} {rest}"
+            )
         if isinstance(tree, ast.Expr):
-            raise self.fail(statement, tree, "a statement assigns a value, got an expression", expected="x = ...", nearest=f"x = {statement.source.strip()}")
+            raise self.fail(
+                statement,
+                tree,
+                "a statement assigns a value, got an expression",
+                expected="x = ...",
+                nearest=f"x = {statement.source.strip()}",
+            )
         if not isinstance(tree, ast.Assign):
-            raise self.fail(statement, tree, f"only assignments are allowed, got {type(tree).__name__.lower()}", expected="x = ...")
+            raise self.fail(
+                statement, tree, f"only assignments are allowed, got {type(tree).__name__.lower()}", expected="x = ..."
+            )
         if len(tree.targets) != 1 or not isinstance(tree.targets[0], ast.Name):
             raise self.fail(statement, tree.targets[-1], "a statement assigns one name", expected="x = ...")
         name = tree.targets[0].id
         if name in g.RESERVED:
-            raise self.fail(statement, tree.targets[0], f"'{name}' is a word of the notation and cannot be assigned", expected="another lower-case name", nearest=f"{name}_out")
+            raise self.fail(
+                statement,
+                tree.targets[0],
+                f"'{name}' is a word of the notation and cannot be assigned",
+                expected="another lower-case name",
+                nearest=f"{name}_out",
+            )
         self._check_name(statement, tree.targets[0], name)
-        return name
+        return name, tree.value
 
     def _check_name(self, statement: Statement, node: ast.AST, name: str) -> None:
         if not (name[0].islower() and name == name.lower()) or name.startswith("_"):
-            raise self.fail(statement, node, f"names are lower case and begin with a letter, got '{name}'", nearest=self._suggest(name, call=False))
+            raise self.fail(
+                statement,
+                node,
+                f"names are lower case and begin with a letter, got '{name}'",
+                nearest=self._suggest(name, call=False),
+            )
 
     def _suggest(self, name: str, call: bool) -> str | None:
         plain = SPELLINGS.get(name.lower())
         if call:
             return plain or nearest(name, g.OPERATORS)
-        return nearest(name, [*self.env, "x", "e", "layer", "depth"]) or plain or (name.lower() if name.lower() != name else None)
+        return (
+            nearest(name, [*self.env, "x", "e", "layer", "depth"])
+            or plain
+            or (name.lower() if name.lower() != name else None)
+        )
 
     def value(self, statement: Statement, node: ast.AST) -> Value:
         match node:
@@ -103,12 +156,17 @@ class _Reader:
             case ast.Call():
                 return self._call(statement, node)
         raise self.fail(
-            statement, node, f"{type(node).__name__.lower()} is not in the notation", expected="a name, a number, + - * / ** or a call such as attn(x)"
+            statement,
+            node,
+            f"{type(node).__name__.lower()} is not in the notation",
+            expected="a name, a number, + - * / ** or a call such as attn(x)",
         )
 
     def _number(self, statement: Statement, node: ast.Constant) -> Scalar:
         if type(node.value) not in (int, float):
-            raise self.fail(statement, node, f"{node.value!r} is not a number of the notation", expected="an integer or a decimal")
+            raise self.fail(
+                statement, node, f"{node.value!r} is not a number of the notation", expected="an integer or a decimal"
+            )
         try:
             return Scalar.number(node.value)  # type: ignore[arg-type]
         except ScalarError as error:
@@ -128,7 +186,13 @@ class _Reader:
             raise self.fail(statement, node, f"'{name}' is an operator and needs a value", nearest=f"{name}(x)")
         self._check_name(statement, node, name)
         if self.kind == "embed":
-            raise self.fail(statement, node, f"'{name}' has no value yet in embed", expected="the embedding output e, or a name assigned before", nearest=self._suggest(name, call=False) or "e")
+            raise self.fail(
+                statement,
+                node,
+                f"'{name}' has no value yet in embed",
+                expected="the embedding output e, or a name assigned before",
+                nearest=self._suggest(name, call=False) or "e",
+            )
         self.reads.setdefault(name, statement.place(node))
         value = self.graph.input(name)
         self.env[name] = value
@@ -141,7 +205,9 @@ class _Reader:
                     return left + right if isinstance(node.op, ast.Add) else left - right
                 if isinstance(left, Scalar) or isinstance(right, Scalar):
                     place = node.left if isinstance(left, Scalar) else node.right
-                    raise self.fail(statement, place, "a number cannot be added to a value", expected="a term such as 0.5*attn(x)")
+                    raise self.fail(
+                        statement, place, "a number cannot be added to a value", expected="a term such as 0.5*attn(x)"
+                    )
                 return g.add(left, right, ONE if isinstance(node.op, ast.Add) else -ONE)
             case ast.Mult():
                 if isinstance(left, Scalar) and isinstance(right, Scalar):
@@ -150,7 +216,12 @@ class _Reader:
                     return g.times(right, left)  # type: ignore[arg-type]
                 if isinstance(right, Scalar):
                     return g.times(left, right)
-                raise self.fail(statement, node, "two values cannot be multiplied", expected="a number times a value, gate(...) or scale(...)")
+                raise self.fail(
+                    statement,
+                    node,
+                    "two values cannot be multiplied",
+                    expected="a number times a value, gate(...) or scale(...)",
+                )
             case ast.Div():
                 if not isinstance(right, Scalar):
                     raise self.fail(statement, node.right, "a value cannot divide", expected="a number below the '/'")
@@ -158,7 +229,12 @@ class _Reader:
             case ast.Pow():
                 if isinstance(left, Scalar) and isinstance(right, Scalar):
                     return left.power(right)
-                raise self.fail(statement, node, "only numbers can be raised to a power", expected="a scalar such as (2*depth)**0.25")
+                raise self.fail(
+                    statement,
+                    node,
+                    "only numbers can be raised to a power",
+                    expected="a scalar such as (2*depth)**0.25",
+                )
         raise self.fail(statement, node, "this operation is not in the notation", expected="+ - * / **")
 
     def _call(self, statement: Statement, node: ast.Call) -> Value:
@@ -177,7 +253,11 @@ class _Reader:
                 raise self.fail(statement, node, str(error), expected="a positive number") from None
         if op not in g.OPERATORS or ("_" in name and not label) or name != name.lower():
             raise self.fail(
-                statement, node.func, f"unknown operator '{name}'", expected=", ".join((*g.OPERATORS, "sqrt")), nearest=self._suggest(name, call=True)
+                statement,
+                node.func,
+                f"unknown operator '{name}'",
+                expected=", ".join((*g.OPERATORS, "sqrt")),
+                nearest=self._suggest(name, call=True),
             )
         if len(node.args) != 1 and not (op in g.VARIADIC and node.args):
             raise self.fail(statement, node, f"{name} takes one value, got {len(node.args)}", expected=f"{name}(x)")
@@ -187,7 +267,9 @@ class _Reader:
             if isinstance(value, Scalar):
                 raise self.fail(statement, arg, f"{name} takes a value, got the number {value}", nearest=f"{name}(x)")
             if not value:
-                raise self.fail(statement, arg, f"the argument of {name} is always zero", expected="a value that depends on x")
+                raise self.fail(
+                    statement, arg, f"the argument of {name} is always zero", expected="a value that depends on x"
+                )
             args.append(value)
         self.calls += 1
         if op in g.WEIGHTLESS:
@@ -223,7 +305,10 @@ def _read(text: str) -> Wiring:
             value = reader.env.get(s, reader.graph.input("e" if reader is embed else s))
             if isinstance(value, Scalar) or not value:
                 got = "a number" if isinstance(value, Scalar) else "always zero"
-                raise DesignError(f"stream '{s}' must leave {reader.kind} as a value, but it is {got}", expected=f"{s} = ... with a value such as attn(x)")
+                raise DesignError(
+                    f"stream '{s}' must leave {reader.kind} as a value, but it is {got}",
+                    expected=f"{s} = ... with a value such as attn(x)",
+                )
             reader.graph.outputs[s] = value
     ends_in_norm = normalised(blocks[-1][1].graph)
     if not any(s.kind == "final" for s in sections) and not ends_in_norm:
@@ -233,7 +318,8 @@ def _read(text: str) -> Wiring:
 
 
 def normalised(block: g.Graph) -> bool:
-    """Whether the block leaves the stream normalised: its result is a norm, up to a factor, a learned scale or a gate."""
+    """Whether the block leaves the stream normalised: its result is a norm, up to a factor, a learned scale or a
+    gate."""
     value = block.outputs["x"]
     while len(value) == 1:
         node = block.nodes[value[0][0]]
@@ -256,14 +342,22 @@ def _check_sections(sections: list[RawSection], text: str) -> None:
     for kind in ("embed", "final"):
         extra = [s for s in sections if s.kind == kind][1:]
         if extra:
-            raise DesignError(f"a design has one {kind} section, got {len(extra) + 1}", text, extra[0].offset, len(kind))
+            raise DesignError(
+                f"a design has one {kind} section, got {len(extra) + 1}", text, extra[0].offset, len(kind)
+            )
     blocks = [s for s in sections if s.kind == "block"]
     if not blocks:
         raise DesignError("a design needs a block section", text, expected="block: x = ...")
     whole = [s for s in blocks if s.layers.is_whole]
     if whole and len(blocks) > 1:
         again = blocks[1] if blocks[0] is whole[0] else whole[0]
-        raise DesignError("block sections must tile the depth: one covers it all already", text, again.offset, 5, expected="block[:25%]: ... and block[25%:]: ...")
+        raise DesignError(
+            "block sections must tile the depth: one covers it all already",
+            text,
+            again.offset,
+            5,
+            expected="block[:25%]: ... and block[25%:]: ...",
+        )
 
 
 def _streams(text: str, embed: _Reader, blocks: list[_Reader], final: _Reader) -> tuple[str, ...]:
@@ -276,7 +370,8 @@ def _streams(text: str, embed: _Reader, blocks: list[_Reader], final: _Reader) -
         if name != "x" and name not in embed.env:
             known = [n for reader in (*blocks, final) for n in reader.env if n != name]
             raise DesignError(
-                f"'{name}' is read before it has a value, so it is carried from layer to layer and embed must give it one",
+                f"'{name}' is read before it has a value, so it is carried from layer to layer and embed must give "
+                f"it one",
                 text,
                 *place,
                 expected=f"embed: x = e; {name} = e, or an assignment to {name} before",
@@ -303,9 +398,15 @@ def _prune(wiring: Wiring) -> Wiring:
     rebuilt = []
     for graph in graphs:
         outputs = ("x",) if graph is wiring.final else keep
-        rebuilt.append(_copy(graph, outputs, {s: "e" for s in constant}))
+        rebuilt.append(_copy(graph, outputs, dict.fromkeys(constant, "e")))
     embed, *blocks, final = rebuilt
-    return Wiring(embed, [(layers, b) for (layers, _), b in zip(wiring.blocks, blocks, strict=True)], final, keep, wiring.normalised)
+    return Wiring(
+        embed,
+        [(layers, b) for (layers, _), b in zip(wiring.blocks, blocks, strict=True)],
+        final,
+        keep,
+        wiring.normalised,
+    )
 
 
 def _copy(graph: g.Graph, outputs: tuple[str, ...], rename: dict[str, str]) -> g.Graph:

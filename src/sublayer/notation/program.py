@@ -24,7 +24,8 @@ class Site:
 
     @property
     def call(self) -> str:
-        """The operator as the notation spells it at this site: ``norm``, or ``norm_a`` where two calls share parameters."""
+        """The operator as the notation spells it at this site: ``norm``, or ``norm_a`` where two calls share
+        parameters."""
         return f"{self.op}_{self.label}" if self.label else self.op
 
 
@@ -109,7 +110,10 @@ class Section:
     @property
     def text(self) -> str:
         """The equation of this section in normal form."""
-        return "; ".join(f"{target} = {expression}" for target, expression in self.render(lambda call, args: f"{call.site.call}({', '.join(args)})"))
+        return "; ".join(
+            f"{target} = {expression}"
+            for target, expression in self.render(lambda call, args: f"{call.site.call}({', '.join(args)})")
+        )
 
     def render(self, call: Callable[[Call, list[str]], str]) -> list[tuple[str, str]]:
         """(target, expression) of each statement; ``call`` writes one operator call from its arguments' texts."""
@@ -137,6 +141,7 @@ class Section:
 
         if isinstance(step, Call):
             return call(step, [inner(a) for a in step.args])
+
         def factor(scalar: Scalar, term: str) -> str:
             text = inner(term)
             bare = term in variable or isinstance(self.step.get(term), Call) or scalar.is_one
@@ -220,7 +225,9 @@ def _with_sites(
     shared = [key for key in dict.fromkeys(s[1] for s in steps if not isinstance(s, Add)) if count[key] > 1]
     label = {key: _letters(i) for i, key in enumerate(shared)}
     # A first pass with plain names, to look at the neighbourhood of each call.
-    plain: list[Step] = [s if isinstance(s, Add) else Call(s[0], Site(f"{s[1][1]} {i}", s[1][1]), s[2]) for i, s in enumerate(steps)]
+    plain: list[Step] = [
+        s if isinstance(s, Add) else Call(s[0], Site(f"{s[1][1]} {i}", s[1][1]), s[2]) for i, s in enumerate(steps)
+    ]
     draft = Section(inputs, tuple(plain), outputs, ())
     sites: dict[object, Site] = {}
     taken: Counter[str] = Counter()
@@ -241,7 +248,8 @@ def _with_sites(
 
 
 def _role(section: Section, call: Call, outputs: tuple[tuple[str, str], ...]) -> str:
-    """``attn`` and ``ffn`` for the sub-layers; norms by what they write to or read from: attn_in_norm, ffn_out_norm, stream_norm."""
+    """``attn`` and ``ffn`` for the sub-layers; norms by what they write to or read from: attn_in_norm, ffn_out_norm,
+    stream_norm."""
     op = call.site.op
     if op in BRANCHES:
         return op
@@ -256,7 +264,8 @@ def _role(section: Section, call: Call, outputs: tuple[tuple[str, str], ...]) ->
 
 
 def _branch_readers(section: Section, value: str, outputs: frozenset[str]) -> list[str]:
-    """Operators of the sub-layers that alone read ``value``, seen through norms and factors; empty if anything else reads it."""
+    """Operators of the sub-layers that alone read ``value``, seen through norms and factors; empty if anything else
+    reads it."""
     if value in outputs:
         return []
     readers: list[str] = []
@@ -310,11 +319,15 @@ _LOCAL = {"attn": "a", "dot": "a", "ffn": "f", "cross": "c", "mixer": "m", "moe"
 
 
 def _plan(section: Section) -> tuple[Statement, ...]:
-    """Which values get a name, and which variable holds each: a stream's own name as soon as its old value is done with."""
+    """Which values get a name, and which variable holds each: a stream's own name as soon as its old value is done
+    with."""
     named = _named(section)
     order = [s.value for s in section.steps if s.value in named]
     reads = {v: _leaves(section, v, named) for v in order}
-    final = {stream: ({v} if v in named or v in section.inputs else _leaves(section, v, named)) for stream, v in section.outputs}
+    final = {
+        stream: ({v} if v in named or v in section.inputs else _leaves(section, v, named))
+        for stream, v in section.outputs
+    }
     targets = dict(section.outputs)
     variable = {v: v for v in section.inputs}  # value -> variable
     holder = {v: v for v in section.inputs}  # variable -> value

@@ -1,6 +1,7 @@
 """Exact arithmetic on the scalars of a design: numbers, ``layer``, ``depth``, ``sqrt``, ``+ - * / **``.
 
-A scalar is kept as a sum of monomials ``c * b1**p1 * b2**p2 ...`` with a rational ``c`` and rational exponents. A base is a
+A scalar is kept as a sum of monomials ``c * b1**p1 * b2**p2 ...`` with a rational ``c`` and rational exponents. A
+base is a
 prime, ``layer``, ``depth``, or a scalar that cannot be taken apart. Equal expressions therefore have one form:
 ``2**0.25 * depth**0.25`` is ``(2*depth)**0.25``.
 """
@@ -189,7 +190,8 @@ def render(scalar: Scalar, factor: str) -> str:
 
 
 def _render_monomial(monomial: Monomial, coefficient: Fraction, factor: str) -> str:
-    """``coefficient * monomial * factor`` for a positive coefficient, primes gathered under the roots of the symbols."""
+    """``coefficient * monomial * factor`` for a positive coefficient, primes gathered under the roots of the
+    symbols."""
     roots: dict[Fraction, list[str]] = {}
     primes = [(atom, e) for atom, e in monomial if isinstance(atom, int)]
     others = [(atom, e) for atom, e in monomial if not isinstance(atom, int)]
@@ -203,7 +205,8 @@ def _render_monomial(monomial: Monomial, coefficient: Fraction, factor: str) -> 
                 break
         else:
             roots.setdefault(e, []).insert(0, str(prime))
-    above, below = [], []
+    above: list[str] = []
+    below: list[str] = []
     for exponent, bases in sorted(roots.items(), key=lambda item: (-item[0], item[1])):
         side = above if exponent > 0 else below
         if abs(exponent) == 1:

@@ -104,12 +104,18 @@ def split(text: str) -> list[RawSection]:
         begin = offset + piece.index(stripped)
         sections[-1][2].append(_statement(stripped, begin, text))
     if not sections:
-        raise DesignError("a design needs at least one statement, got none", expected="for example x = norm(x + attn(x))")
+        raise DesignError(
+            "a design needs at least one statement, got none", expected="for example x = norm(x + attn(x))"
+        )
     for kind, layers, statements, offset in sections:
         if not statements:
             name = kind if layers.is_whole else f"{kind}{layers}"
             raise DesignError(
-                f"section '{name}' has no statement", text, offset, len(kind), expected=f"for example {name}: x = norm(x)"
+                f"section '{name}' has no statement",
+                text,
+                offset,
+                len(kind),
+                expected=f"for example {name}: x = norm(x)",
             )
     return [RawSection(kind, layers, tuple(statements), offset) for kind, layers, statements, offset in sections]
 
@@ -123,9 +129,16 @@ def _clean(text: str) -> str:
         if not (c in "\n\t" or " " <= c <= "~"):
             if c == "\r":
                 continue
-            raise DesignError(f"the notation is plain ASCII, got character {ascii(c)}", text, i, expected="letters, digits and + - * / ** ( ) = ; :")
+            raise DesignError(
+                f"the notation is plain ASCII, got character {c!a}",
+                text,
+                i,
+                expected="letters, digits and + - * / ** ( ) = ; :",
+            )
         if c in "\"'`\\":
-            raise DesignError(f"{c} has no meaning in the notation", text, i, expected="names, numbers and + - * / ** ( ) = ; :")
+            raise DesignError(
+                f"{c} has no meaning in the notation", text, i, expected="names, numbers and + - * / ** ( ) = ; :"
+            )
     return text.replace("\r", " ").replace("\t", " ")
 
 
@@ -136,17 +149,26 @@ def _pieces(clean: str, text: str) -> list[tuple[int, str]]:
         if c in "([":
             stack.append((c, i))
             if len(stack) > MAX_NESTING:
-                raise DesignError(f"brackets may nest {MAX_NESTING} deep", text, i, expected="a local name for the inner value")
+                raise DesignError(
+                    f"brackets may nest {MAX_NESTING} deep", text, i, expected="a local name for the inner value"
+                )
         elif c in ")]":
             if not stack or stack.pop()[0] != ("(" if c == ")" else "["):
                 raise DesignError(f"'{c}' closes nothing", text, i, expected="one closing bracket for each opening one")
         elif c == ";" and stack:
-            raise DesignError(f"'{stack[-1][0]}' is not closed before ';'", text, stack[-1][1], expected="')' before the statement ends")
+            raise DesignError(
+                f"'{stack[-1][0]}' is not closed before ';'",
+                text,
+                stack[-1][1],
+                expected="')' before the statement ends",
+            )
         elif c == ";" or (c == "\n" and not stack):
             pieces.append((begin, clean[begin:i]))
             begin = i + 1
     if stack:
-        raise DesignError(f"'{stack[-1][0]}' is never closed", text, stack[-1][1], expected="one closing bracket for each opening one")
+        raise DesignError(
+            f"'{stack[-1][0]}' is never closed", text, stack[-1][1], expected="one closing bracket for each opening one"
+        )
     pieces.append((begin, clean[begin:]))
     return pieces
 
@@ -156,19 +178,32 @@ def _section_label(label: re.Match[str], offset: int, text: str) -> tuple[str, L
     start = offset + label.start(1)
     if kind not in SECTIONS:
         raise DesignError(
-            f"unknown section '{kind}'", text, start, len(kind), expected="embed, block or final", nearest=nearest(kind, SECTIONS)
+            f"unknown section '{kind}'",
+            text,
+            start,
+            len(kind),
+            expected="embed, block or final",
+            nearest=nearest(kind, SECTIONS),
         )
     if bounds is None:
         return kind, LayerRange()
     if kind != "block":
-        raise DesignError(f"only block takes a layer range, got {kind}{bounds}", text, start, len(kind), nearest=f"{kind}:")
+        raise DesignError(
+            f"only block takes a layer range, got {kind}{bounds}", text, start, len(kind), nearest=f"{kind}:"
+        )
     return kind, _layer_range(bounds, offset + label.start(2), text)
 
 
 def _layer_range(bounds: str, offset: int, text: str) -> LayerRange:
     inner = bounds[1:-1]
     if inner.count(":") != 1:
-        raise DesignError(f"a layer range has one ':', got {bounds}", text, offset, len(bounds), expected="[:25%], [25%:], [2:6] or [-1:]")
+        raise DesignError(
+            f"a layer range has one ':', got {bounds}",
+            text,
+            offset,
+            len(bounds),
+            expected="[:25%], [25%:], [2:6] or [-1:]",
+        )
     ends = []
     for part in inner.split(":"):
         part = part.strip()
@@ -181,7 +216,11 @@ def _layer_range(bounds: str, offset: int, text: str) -> LayerRange:
             ends.append(Bound("percent", Fraction(match.group(2))))
         else:
             raise DesignError(
-                f"a layer range ends at an index or a percentage up to 100%, got '{part}'", text, offset, len(bounds), expected="[:25%], [25%:], [2:6] or [-1:]"
+                f"a layer range ends at an index or a percentage up to 100%, got '{part}'",
+                text,
+                offset,
+                len(bounds),
+                expected="[:25%], [25%:], [2:6] or [-1:]",
             )
     start, stop = ends
     # The ends of the whole depth have one spelling.
@@ -193,9 +232,13 @@ def _layer_range(bounds: str, offset: int, text: str) -> LayerRange:
 def _statement(source: str, offset: int, text: str) -> Statement:
     for match in re.finditer(r"[0-9][0-9A-Za-z_.]*", source):
         if len(match.group()) > MAX_NUMBER:
-            raise DesignError(f"a number is at most {MAX_NUMBER} characters", text, offset + match.start(), len(match.group()))
-    if signs := re.search(r"(?:[-+~]\s*){%d,}" % MAX_SIGNS, source):
-        raise DesignError("too many signs in a row", text, offset + signs.start(), len(signs.group()), expected="one sign")
+            raise DesignError(
+                f"a number is at most {MAX_NUMBER} characters", text, offset + match.start(), len(match.group())
+            )
+    if signs := re.search(rf"(?:[-+~]\s*){{{MAX_SIGNS},}}", source):
+        raise DesignError(
+            "too many signs in a row", text, offset + signs.start(), len(signs.group()), expected="one sign"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns of spellings such as `1or`; they are refused below
@@ -205,7 +248,9 @@ def _statement(source: str, offset: int, text: str) -> Statement:
         lines = source.split("\n")
         start = sum(len(line) + 1 for line in lines[:row]) + max(0, column)
         start = min(start, max(0, len(source) - 1))
-        raise DesignError("this is not a statement", text, offset + start, expected="x = ..., as in x = x + attn(norm(x))") from None
+        raise DesignError(
+            "this is not a statement", text, offset + start, expected="x = ..., as in x = x + attn(norm(x))"
+        ) from None
     if len(body) != 1:
         raise DesignError("statements are separated by ';' or a newline", text, offset, len(source))
     return Statement(body[0], source, offset)
@@ -226,7 +271,9 @@ def in_order(blocks: list[RawSection], text: str) -> list[RawSection]:
         rest.remove(following[0])
     empty = next((b for b in blocks if b.layers.start == b.layers.stop and not b.layers.is_whole), None)
     if empty is not None:
-        raise DesignError(f"block{empty.layers} covers no layer", text, empty.offset, 5, expected="a range such as block[:25%]")
+        raise DesignError(
+            f"block{empty.layers} covers no layer", text, empty.offset, 5, expected="a range such as block[:25%]"
+        )
     if not rest:
         return chain
     ends = [end for b in blocks for end in (b.layers.start, b.layers.stop) if end.kind != "open"]
@@ -247,5 +294,5 @@ def nearest(word: str, known: "tuple[str, ...] | list[str]") -> str | None:
     if len(word) > MAX_NUMBER:
         return None
     lowered = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
     return lowered[found[0]] if found else None

@@ -61,7 +61,8 @@ def execute(
 ) -> None:
     """Run every run of ``plan`` that is not finished, ``jobs`` at a time.
 
-    A run that fails, diverges or is killed leaves the others as they are; its row or log says why. On Ctrl-C or SIGTERM the
+    A run that fails, diverges or is killed leaves the others as they are; its row or log says why. On Ctrl-C or
+    SIGTERM the
     children are told to save and stop, and the signal is raised again as KeyboardInterrupt or SystemExit(143).
 
     Args:
@@ -107,7 +108,9 @@ def execute(
         display.close()
 
 
-def _start(run: PlannedRun, study: Path, measure: bool, flops: float | None, command: Callable[[Path, Path], list[str]] | None) -> _Child:
+def _start(
+    run: PlannedRun, study: Path, measure: bool, flops: float | None, command: Callable[[Path, Path], list[str]] | None
+) -> _Child:
     folder = run_folder(study, run)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
@@ -121,7 +124,9 @@ def _start(run: PlannedRun, study: Path, measure: bool, flops: float | None, com
         line += ["--flops-per-token", repr(flops)] if flops else []
     log = open(folder / "output.txt", "ab")  # noqa: SIM115  # closed when the child ends
     # A session of its own: Ctrl-C reaches this process only, which tells the children to save first.
-    process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     return _Child(run, process, log)
 
 
@@ -134,12 +139,21 @@ def _finish(child: _Child, study: Path) -> dict[str, Any]:
     code = child.process.returncode
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "; the system may have been out of memory: use a smaller batch or fewer jobs" if name == "SIGKILL" else ""
+        hint = (
+            "; the system may have been out of memory: use a smaller batch or fewer jobs" if name == "SIGKILL" else ""
+        )
         status, reason = "killed", f"killed by {name}{hint}"
     else:
         status, reason = "failed", _last_line(run_folder(study, child.run) / "output.txt") or f"exit status {code}"
     spec = child.run.spec
-    row = {"id": child.run.id, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": status, "reason": reason}
+    row = {
+        "id": child.run.id,
+        "design": spec.design,
+        "seed": spec.seed,
+        "lr": spec.lr,
+        "status": status,
+        "reason": reason,
+    }
     row |= {"eval_loss": None, "seconds": round(time.monotonic() - child.began, 3)}
     write_atomically(run_folder(study, child.run) / "run.json", json.dumps(row, indent=2) + "\n")
     return row

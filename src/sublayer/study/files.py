@@ -34,5 +34,7 @@ def locked(study: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StudyError(f"another process works on the study in {study}; wait for it, or give another folder") from None
+            raise StudyError(
+                f"another process works on the study in {study}; wait for it, or give another folder"
+            ) from None
         yield

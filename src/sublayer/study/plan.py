@@ -1,4 +1,5 @@
-"""What a study is: designs x learning rates x seeds over one training set-up, as an indexed list of runs. Imports no torch."""
+"""What a study is: designs x learning rates x seeds over one training set-up, as an indexed list of runs. Imports no
+torch."""
 
 import hashlib
 import json
@@ -62,7 +63,8 @@ class Plan:
         lrs: Sequence[float] = (),
         **settings: Any,
     ) -> "Plan":
-        """A plan from catalogue names or equations and the settings of `TrainSpec`; ``None`` settings take the size's value.
+        """A plan from catalogue names or equations and the settings of `TrainSpec`; ``None`` settings take the
+        size's value.
 
         Raises:
             DesignError: a design that cannot be read or does not fit the depth.
@@ -70,7 +72,10 @@ class Plan:
         """
         for key in _OWN:
             if settings.get(key) is not None:
-                raise StudyError(f"a study sets {key} itself; give designs, lrs=(...) and seeds=(...) instead of {key}={settings[key]!r}")
+                raise StudyError(
+                    f"a study sets {key} itself; give designs, lrs=(...) and seeds=(...) instead of "
+                    f"{key}={settings[key]!r}"
+                )
         chosen = [parse(d) for d in (designs or DEFAULT_DESIGNS)]
         if size not in SIZES:
             raise StudyError(f"size is one of {', '.join(SIZES)}, got {size!r}; or give layers, hidden, heads and ffn")
@@ -89,7 +94,7 @@ class Plan:
 
     def runs(self) -> tuple[PlannedRun, ...]:
         """Every run, seeds outermost, so that an interrupted study has compared all designs on its first seeds."""
-        found = []
+        found: list[PlannedRun] = []
         for seed in self.seeds:
             for lr in self.lrs:
                 for planned in self.designs:
@@ -120,9 +125,13 @@ class Plan:
         try:
             designs = tuple(PlannedDesign(str(d["id"]), Design.from_dict(d)) for d in data["designs"])
             lrs, seeds = tuple(data["lrs"]), tuple(data["seeds"])
-            base = TrainSpec.from_dict({**data["setup"], "design": str(designs[0].design), "seed": seeds[0], "lr": lrs[0]})
+            base = TrainSpec.from_dict(
+                {**data["setup"], "design": str(designs[0].design), "seed": seeds[0], "lr": lrs[0]}
+            )
         except (KeyError, TypeError, IndexError) as error:
-            raise StudyError(f"a plan has designs, lrs, seeds and setup: {error!r} is wrong; start the study anew in another folder") from None
+            raise StudyError(
+                f"a plan has designs, lrs, seeds and setup: {error!r} is wrong; start the study anew in another folder"
+            ) from None
         for planned in designs:
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,59}", planned.id):
                 raise StudyError(f"a design's id is made of letters, digits, '.' and '-', got {planned.id!r}")
@@ -153,7 +162,8 @@ class Plan:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings of a study from a YAML or JSON file: ``designs``, ``seeds``, ``lrs``, ``size`` and any setting of a run."""
+    """Settings of a study from a YAML or JSON file: ``designs``, ``seeds``, ``lrs``, ``size`` and any setting of a
+    run."""
     import yaml
 
     try:

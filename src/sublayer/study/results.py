@@ -1,4 +1,5 @@
-"""From the folder of a study to `results.json`: gather the runs, check fairness, compare, answer the claims. Imports no torch."""
+"""From the folder of a study to `results.json`: gather the runs, check fairness, compare, answer the claims. Imports
+no torch."""
 
 import datetime
 import json
@@ -196,7 +197,8 @@ def _fairness(rows: Sequence[Mapping[str, Any]], designs: Sequence[Mapping[str, 
             if len(hashes) > 1:
                 same_init = False
                 notes.append(
-                    f"Seed {seed}: the initial weights of {kind} are not the same in all designs: they have other call sites or shapes, so they "
+                    f"Seed {seed}: the initial weights of {kind} are not the same in all designs: they have other "
+                    f"call sites or shapes, so they "
                     "share only the parameters that they have in common."
                 )
             elif hashes and same_init is None and len(inits) > 1:
@@ -225,26 +227,38 @@ def _verdict(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], p
     best, *others = sorted(whole, key=lambda r: r["mean"])
     n = best["n"]
     if not others:
-        return f"{best['design']} reached a held-out loss of {best['mean']:.4f} over {n} seed{'s' * (n != 1)}; nothing else finished to compare it with.{tail}"
+        seeds = f"{n} seed{'s' * (n != 1)}"
+        lead = f"{best['design']} reached a held-out loss of {best['mean']:.4f} over {seeds}"
+        return f"{lead}; nothing else finished to compare it with.{tail}"
     losses = {d: stats.losses_by_seed(rows, d, r["lr"]) for d, r in ((x["design"], x) for x in comparison["rows"])}
     against = stats.paired(losses[best["design"]], losses[others[0]["design"]], comparison["confidence"])
-    lead = f"{best['design']} has the lowest held-out loss, {best['mean']:.4f}, before {others[0]['design']} by {others[0]['mean'] - best['mean']:.4f}"
+    interval = f"over {n} seeds the {comparison['confidence']:.0%} interval of that lead"
+    second = others[0]
+    ahead = second["mean"] - best["mean"]
+    lead = (
+        f"{best['design']} has the lowest held-out loss, {best['mean']:.4f}, before {second['design']} by {ahead:.4f}"
+    )
     if n < 2:
         return f"{lead}; this is one seed, so how much of it is chance is not known.{tail}"
     if against.clear:
-        return f"{lead}, and over {n} seeds the {comparison['confidence']:.0%} interval of that lead leaves zero out.{tail}"
-    return f"{lead}, but over {n} seeds the {comparison['confidence']:.0%} interval of that lead contains zero: the two are not told apart.{tail}"
+        return f"{lead}, and {interval} leaves zero out.{tail}"
+    return f"{lead}, but {interval} contains zero: the two are not told apart.{tail}"
 
 
-def _caveats(plan: Plan, rows: Sequence[Mapping[str, Any]], fairness: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+def _caveats(
+    plan: Plan, rows: Sequence[Mapping[str, Any]], fairness: Mapping[str, Any], comparison: Mapping[str, Any]
+) -> list[str]:
     base = plan.base
-    found = [
-        f"A model of {base.layers} layers and width {base.hidden} after {base.total_steps * base.tokens_per_step:,} tokens: the order of designs can be another at larger scale or after longer training."
-    ]
+    tokens = base.total_steps * base.tokens_per_step
+    size = f"A model of {base.layers} layers and width {base.hidden} after {tokens:,} tokens"
+    found = [f"{size}: the order of designs can be another at larger scale or after longer training."]
     if len(plan.seeds) == 1:
         found.append("One seed: differences have no interval. Give --seeds 0,1,2 for intervals.")
     if len(plan.lrs) == 1:
-        found.append(f"One learning rate, {plan.lrs[0]:g}, for all designs: a design that wants another is at a disadvantage. Give several with --lr 1e-3,3e-3.")
+        found.append(
+            f"One learning rate, {plan.lrs[0]:g}, for all designs: a design that wants another is at a disadvantage. "
+            f"Give several with --lr 1e-3,3e-3."
+        )
     else:
         found.append("Each design is shown at the learning rate that was best for it on the same held-out text.")
     if fairness["parameter_gap"] > GAP:
@@ -272,5 +286,8 @@ def read_results(study: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} holds no results of a study: {error}") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise StudyError(f"{path} must have schema {SCHEMA!r}, got {results.get('schema') if isinstance(results, dict) else type(results).__name__!r}")
+        raise StudyError(
+            f"{path} must have schema {SCHEMA!r}, got "
+            f"{results.get('schema') if isinstance(results, dict) else type(results).__name__!r}"
+        )
     return results

@@ -55,7 +55,19 @@ class Study:
             import pandas
         except ModuleNotFoundError:
             raise StudyError("to_frame needs pandas, which is not installed; pip install 'sublayer[frames]'") from None
-        columns = ["id", "design", "seed", "lr", "status", "eval_loss", "train_loss", "steps_done", "seconds", "tokens_per_second", "peak_memory_mb"]
+        columns = [
+            "id",
+            "design",
+            "seed",
+            "lr",
+            "status",
+            "eval_loss",
+            "train_loss",
+            "steps_done",
+            "seconds",
+            "tokens_per_second",
+            "peak_memory_mb",
+        ]
         return pandas.DataFrame([{c: r.get(c) for c in columns} for r in self.results["runs"]], columns=columns)
 
     def model(self, design: str, seed: int | None = None) -> Path:
@@ -63,7 +75,10 @@ class Study:
         for row in self.results["runs"]:
             if row["design"] == design and row["status"] == "ok" and seed in (None, row["seed"]):
                 return self.folder / str(row["model"])
-        raise StudyError(f"no finished run of {design!r}{'' if seed is None else f' with seed {seed}'}; designs are {', '.join(d['id'] for d in self.results['designs'])}")
+        raise StudyError(
+            f"no finished run of {design!r}{'' if seed is None else f' with seed {seed}'}; designs are "
+            f"{', '.join(d['id'] for d in self.results['designs'])}"
+        )
 
     def __str__(self) -> str:
         return table(self.results)
@@ -85,7 +100,8 @@ def run_study(
     command: Sequence[str] = (),
     report: Callable[[dict[str, Any], Path, Path], None] | None = None,
 ) -> Study:
-    """Run a plan in its folder and write `results.json`, and `report.html` with ``report``; both also after an interruption.
+    """Run a plan in its folder and write `results.json`, and `report.html` with ``report``; both also after an
+    interruption.
 
     ``report`` is `sublayer.report.write`, or another function of the results, the study's folder and the page's path.
     """
@@ -99,7 +115,12 @@ def run_study(
         write_atomically(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
         if output is not None:
             count = len(plan.runs())
-            print(f"{len(plan.designs)} designs, {count} runs of {plan.base.total_steps} steps of {plan.base.tokens_per_step} tokens, in {folder}", file=output, flush=True)
+            print(
+                f"{len(plan.designs)} designs, {count} runs of {plan.base.total_steps} steps of "
+                f"{plan.base.tokens_per_step} tokens, in {folder}",
+                file=output,
+                flush=True,
+            )
         try:
             flops = {i: c["flops_per_token"] for i, c in costs.items()}
             execute(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
@@ -133,7 +154,10 @@ def _claim(plan: Plan, out: str | Path | None, resume: bool) -> Path:
             raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
         changed = Plan.load(folder / PLAN).differences(plan)
         if changed:
-            raise StudyError(f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or another folder")
+            raise StudyError(
+                f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or "
+                f"another folder"
+            )
     elif folder.exists() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
     try:
@@ -165,7 +189,18 @@ def _call(plan: Plan, folder: Path) -> list[str]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The final table and the two claims as text for a terminal."""
-    rows = [("design", "held-out loss", "difference", "interval", "ratio attn", "ffn keeps isotropy", "attention small", "lost")]
+    rows = [
+        (
+            "design",
+            "held-out loss",
+            "difference",
+            "interval",
+            "ratio attn",
+            "ffn keeps isotropy",
+            "attention small",
+            "lost",
+        )
+    ]
     answers = {c["claim"]: {a["design"]: a for a in c["answers"]} for c in results["claims"]}
     for row in results["comparison"]["rows"]:
         ffn, attn = answers["ffn-isotropy"][row["design"]], answers["attention-small"][row["design"]]
