@@ -196,7 +196,7 @@ def loss_figure(study: Study) -> Figure | None:
     lost = "A cross ends the line of a lost run. " if study.lost else ""
     paired = "" if gap is None else PAIRED
     caption = f"{band}{lost}Loss is cross-entropy in nats per predicted token; lower is better.{paired}"
-    return Figure("loss", "", caption, found, _loss_table(study), 2, design_key(study))
+    return Figure("loss", "Loss by step and by compute", caption, found, _loss_table(study), 2, design_key(study))
 
 
 def _loss_table(study: Study) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,28 @@ from sublayer.report import charts, evidence, glossary, layers, numbers, tables,
 from sublayer.report.view import Design, Study, read
 
 SCHEMA = "sublayer.study/1"
-LIMIT = 2_000_000  # bytes; a page above it is written again without the tables behind its charts
+LIMIT = 2_000_000  # bytes
+_TIP = re.compile(r"<title>[^<]*</title>(?=</(?:circle|path)>)")
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much a page shows. A page that grows beyond the limit is written again with less, and says so."""
+
+    left_out: str = ""
+    tables: bool = True  # behind the charts
+    tips: bool = True  # the number at each point
+    measures: int = 5  # of isotropy
+    layers: bool = True  # what is inside the layers, after and during training
+
+
+LEVELS = (
+    Detail(),
+    Detail("the tables behind the charts", tables=False),
+    Detail("the tables behind the charts and the numbers at their points", tables=False, tips=False),
+    Detail("the tables behind the charts and all measures of isotropy but one", tables=False, tips=False, measures=1),
+    Detail("the tables behind the charts and the measures inside the layers", False, False, 0, False),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class Card:
 
     design: Design
     swatch: Markup
-    diagram: Markup | None
+    diagram: wiring.Diagram | None
     sections: list[tuple[str, str]]
     placements: list[wiring.Placement]
     changes: Markup | None
@@ -56,16 +78,19 @@ def write(results: dict[str, Any], folder: Path, out: Path) -> None:
             "Run `sublayer compare` of this version again, with --resume to keep finished runs."
         )
     study = read(results, Path(folder))
-    text = render(study)
-    if len(text.encode()) >= LIMIT:
-        text = render(study, with_tables=False)
+    context = _context(study)
+    text = ""
+    for detail in LEVELS:
+        text = _render(context, detail)
+        if len(text.encode()) < LIMIT:
+            break
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(out)
 
 
-def render(study: Study, with_tables: bool = True) -> str:
-    """The page as text. Without tables, charts point to results.json and metrics.jsonl for their numbers."""
+def _render(context: dict[str, Any], detail: Detail) -> str:
+    """The page as text, in one of the `LEVELS` of detail."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -73,11 +98,25 @@ def render(study: Study, with_tables: bool = True) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    shown = {
+        **context,
+        "detail": detail,
+        "with_tables": detail.tables,
+        "isotropy": context["isotropy"][: detail.measures],
+        "moving": context["moving"] if detail.layers else [],
+        "ratio": context["ratio"] if detail.layers else None,
+        "profile": context["profile"] if detail.layers else None,
+    }
+    text = environment.get_template("page.html").render(shown)
+    return text if detail.tips else _TIP.sub("", text)
+
+
+def _context(study: Study) -> dict[str, Any]:
+    """Everything that the template places."""
     raw = study.raw
-    context = {
+    return {
         "study": study,
         "raw": raw,
-        "with_tables": with_tables,
         "title": _title(study),
         "setup": _setup(study),
         "strip": charts.strip_figure(study),
@@ -99,9 +138,7 @@ def render(study: Study, with_tables: bool = True) -> str:
         "details": _details(study),
         "glossary": glossary.ENTRIES,
         "status": tables.status,
-        "named": tables.named,
     }
-    return environment.get_template("page.html").render(context)
 
 
 def _title(study: Study) -> str:

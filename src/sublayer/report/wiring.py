@@ -23,14 +23,24 @@ class Placement:
     new: bool
 
 
-def diagram(design: Design) -> Markup | None:
+@dataclass(frozen=True)
+class Diagram:
+    """A design's picture and its own width in pixels, by which all pictures are drawn to one scale."""
+
+    svg: Markup
+    width: float
+
+
+def diagram(design: Design) -> Diagram | None:
     """The block's picture, or None where the equation cannot be read."""
     from sublayer.notation import DesignError, parse
 
     try:
-        return Markup(parse(str(design.raw["equation"])).svg())
-    except (DesignError, ImportError):
+        svg = parse(str(design.raw["equation"])).svg()
+    except DesignError:
         return None
+    width = re.search(r'<svg[^>]* width="([\d.]+)"', svg)
+    return Diagram(Markup(svg), float(width.group(1)) if width else 300.0)
 
 
 def placements(design: Design, first: Design) -> list[Placement]:
