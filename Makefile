@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml tools/make_venv.sh
 	@touch $@
 
 demo: $(STAMP)  ## train four designs side by side and write a report
-	$(BIN)/sublayer compare --out $(DEMO) $(ARGS)
+	$(BIN)/sublayer compare --out $(DEMO) --resume $(ARGS)
 	@echo
 	@echo "The report: $(abspath $(DEMO))/report.html (open it in a browser)"
 

@@ -95,15 +95,16 @@ def test_a_signal_stops_the_children_and_the_study_goes_on_later(tmp_path: Path)
     )
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    parent = subprocess.Popen([sys.executable, str(script)], env=env, stderr=subprocess.PIPE, text=True)
     study = plan(["x = norm(x + attn(x))", "x = x + gate(attn(x))"], (0,))
-    deadline = time.monotonic() + 60
-    while not (run_folder(tmp_path, study.runs()[1]) / "started").exists():
-        assert time.monotonic() < deadline
-        assert parent.poll() is None, parent.stderr.read() if parent.stderr else ""
-        time.sleep(0.1)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(30) == 143
+    with (tmp_path / "parent.txt").open("w") as log:
+        parent = subprocess.Popen([sys.executable, str(script)], env=env, stderr=log)
+        deadline = time.monotonic() + 60
+        while not (run_folder(tmp_path, study.runs()[1]) / "started").exists():
+            assert time.monotonic() < deadline
+            assert parent.poll() is None, (tmp_path / "parent.txt").read_text()
+            time.sleep(0.1)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(30) == 143
     assert finished(tmp_path, study.runs()[0]) is not None
     assert finished(tmp_path, study.runs()[1]) is None
 

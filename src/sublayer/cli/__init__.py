@@ -5,6 +5,7 @@ import sys
 import click
 
 from sublayer import __version__
+from sublayer.cli.cost import cost
 from sublayer.cli.designs import designs, show
 from sublayer.cli.training import compare, train
 
@@ -19,7 +20,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, train, show, designs):
+for command in (compare, train, show, designs, cost):
     cli.add_command(command)
 
 

@@ -135,29 +135,15 @@ def run_cost(plan: Plan, design: str, vocab_size: int) -> dict[str, Any]:
     """Parameters and FLOPs of one design of a plan, from formulas."""
     from sublayer.cost import cost
 
-    base = plan.base
+    base = plan.base.with_(design=design)
     result = cost(
-        design,
-        layers=base.layers,
-        hidden=base.hidden,
-        heads=base.heads,
-        kv_heads=base.kv_heads,
-        ffn=base.ffn,
-        hidden_act=base.hidden_act,
-        norm=base.norm,
-        positions=base.positions,
-        qk_norm=base.qk_norm,
-        tie_embeddings=base.tie_embeddings,
-        vocab_size=vocab_size,
-        seq=base.seq,
-        objective=base.objective,
-        batch=base.batch,
-        **base.model_options,
+        base, vocab_size=vocab_size, batch=base.batch, seq=base.seq, dtype=base.dtype, **base.model_options
     )
     return {
         "parameters": result.parameters,
-        "parameters_embedding": result.parameters_embedding,
+        "parameters_embedding": result.embedding_parameters,
         "flops_per_token": result.training_flops_per_token,
+        "memory_estimate_mb": round(result.memory.total / 2**20, 1),
     }
 
 
