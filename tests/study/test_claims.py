@@ -97,6 +97,9 @@ def test_ffn_unclear_when_measures_disagree() -> None:
     assert "measures disagree" in got["detail"]
     assert got["measures"]["iso_score"] == pytest.approx(-0.4 / 0.9)
     assert ffn(ffn_run(0.5, 0.5, 0.5, iso_score=0.9))["answer"] == "holds"  # one witness against is outvoted
+    faint = ffn(ffn_run(0.5, 0.5, 0.5, iso_score=0.499, effective_rank=10.9))  # two that hardly move are not enough
+    assert faint["answer"] == "unclear"
+    assert "measures disagree" in faint["detail"]
 
 
 def test_ffn_unclear_when_seeds_disagree() -> None:

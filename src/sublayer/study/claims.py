@@ -42,28 +42,28 @@ _NAMES = {
 
 FFN_QUESTION = "Does the FFN keep the token embeddings isotropic?"
 FFN_RULE = (
-    "At every + that adds the FFN's term to x, the isotropy of the sum is compared with that of the same sum with"
-    " this term left out (both through the norm that follows, where one does), per layer and run, on held-out "
-    "text. The change is (with - without) / (the larger of the two): +1 means all isotropy comes from the FFN, 0 "
-    "none, negative that the FFN takes some away. Decisive is the rank-one residual ||X - 1 m^T||/||X||: the "
-    "claim is that without the FFN tokens collapse to one vector, and that is what it measures; it lies in 0 .. 1"
-    " and ignores scale and rotation. Measures of isotropy disagree, so three more, as scale-free, are witnesses:"
-    " 1 - mean cosine, IsoScore and effective rank - 1 (the cosine nearly repeats the residual, so one of the "
-    "other two must agree). The partition ratio depends on the stream's length and is shown only. A run says yes "
-    f"when the median over layers of the decisive change is at least {MARGIN:.0%}, at least 2/3 of the layers are "
-    "above zero, and at least two witnesses have a median above zero; no when that median and at least 2/3 of the"
-    f" layers are below {MARGIN:.0%} and so are the medians of at least two witnesses; otherwise its layers or "
-    "measures disagree. Holds: every run says yes. Does not: every run says no. Unclear: anything else, and also "
-    "when three or more runs leave the threshold inside their 95% interval. The term is left out at one + of a "
-    "trained model, nothing is retrained: this is the FFN's local part, not what a model without FFNs would "
-    "become."
+    "At every + that adds the FFN's term to x, the isotropy of the sum is compared with that of the same sum "
+    "with this term left out (both through the norm that follows, where one does), per layer and run, on "
+    "held-out text. The change is (with - without) / (the larger of the two): +1 means all isotropy comes from "
+    "the FFN, 0 none, negative that the FFN takes some away. Decisive is the rank-one residual ||X - 1 "
+    "m^T||/||X||: the claim is that without the FFN tokens collapse to one vector, and that is what it measures; "
+    "it lies in 0 .. 1 and ignores scale and rotation. Measures of isotropy disagree, so three more, as "
+    "scale-free, are witnesses: 1 - mean cosine, IsoScore and effective rank - 1 (the cosine nearly repeats the "
+    "residual, so one of the other two must agree). The partition ratio depends on the stream's length and is "
+    f"shown only. A run says yes when the median over layers of the decisive change is at least {MARGIN:.0%}, at "
+    f"least 2/3 of the layers are above zero, and the medians of at least two witnesses reach {MARGIN:.0%} too; "
+    f"no when that median and at least 2/3 of the layers are below {MARGIN:.0%} and so are the medians of at "
+    "least two witnesses; otherwise its layers or measures disagree. Holds: every run says yes. Does not: every "
+    "run says no. Unclear: anything else, and also when three or more runs leave the threshold inside their 95% "
+    "interval. The term is left out at one + of a trained model, nothing is retrained: this is the FFN's local "
+    "part, not what a model without FFNs would become."
 )
 ATTENTION_QUESTION = "Is what attention adds small beside the stream it is added to?"
 ATTENTION_RULE = (
     "At every + that adds attention's term to x, ||term|| / ||stream|| is taken for each token of held-out text, "
     "with their coefficients and after any norm on the branch; its median over tokens is the layer's number. "
-    "Small is at most 1/3: such a term turns the stream by at most 19.5 degrees. A run says yes when at least 2/3"
-    " of its layers are at most 1/3 and none is above 1; no when at least 2/3 of its layers are above 1/3; "
+    "Small is at most 1/3: such a term turns the stream by at most 19.5 degrees. A run says yes when at least "
+    "2/3 of its layers are at most 1/3 and none is above 1; no when at least 2/3 of its layers are above 1/3; "
     "otherwise its layers disagree. Holds: every run says yes. Does not: every run says no. Unclear: anything "
     "else, and also when three or more runs leave 1/3 inside the 95% interval of the median layer."
 )
@@ -154,7 +154,8 @@ def _attention_evidence(record: Mapping[str, Any]) -> _Evidence:
 
 def _ffn_vote(evidence: _Evidence) -> Vote:
     witnesses = [evidence.witnesses[name] for name in WITNESSES if name in evidence.witnesses]
-    if evidence.value >= MARGIN and evidence.share(lambda v: v > 0) >= AGREE and sum(w > 0 for w in witnesses) >= 2:
+    above = sum(w >= MARGIN for w in witnesses)
+    if evidence.value >= MARGIN and evidence.share(lambda v: v > 0) >= AGREE and above >= 2:
         return "yes"
     below = sum(w < MARGIN for w in witnesses)
     if evidence.value < MARGIN and evidence.share(lambda v: v < MARGIN) >= AGREE and below >= 2:
