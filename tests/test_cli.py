@@ -176,3 +176,17 @@ def test_train_is_one_run_of_a_study(text_folder: Path, tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "many" / "results.json").read_text())["runs"]
     weights = (tmp_path / "many" / row["model"] / "model.safetensors").read_bytes()
     assert weights == (tmp_path / "one" / "model.safetensors").read_bytes()
+
+
+def test_cost_is_printed_and_given_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--hidden", "64", "--layers", "2", "--heads", "4", "--vocab", "100"]
+    code, out, _ = run(["cost", "paf", *small], monkeypatch, capsys)
+    assert code == 0
+    assert "layers.attn" in out
+    code, out, _ = run(["cost", "paf", *small, "--json"], monkeypatch, capsys)
+    assert json.loads(out)["parameters"] > 64 * 100
+    code, _, err = run(["cost", "paf", "--heads", "7"], monkeypatch, capsys)
+    assert code == 2
+    assert "divisible" in err

@@ -39,6 +39,10 @@ _GATED = ("reglu", "geglu", "swiglu")
 _BUILT = ("attn", "dot", "ffn", *NORMS, "scale", "gate", "stop")
 
 
+class CostError(ValueError):
+    """A size that breaks a rule, or that no cost depends on: the rule, the value received and the remedy."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The numbers a design is built with, by the names of `SublayerConfig` and with its defaults."""
@@ -63,9 +67,9 @@ class Sizes:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
-                raise ValueError(f"{field.name} ({value}) must be at least 1: give a positive number")
+                raise CostError(f"{field.name} ({value}) must be at least 1: give a positive number")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise CostError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
                 f"({self.num_attention_heads}): change one of them, or give head_dim"
             )
@@ -240,16 +244,16 @@ def cost(
 
     Raises:
         DesignError: the design cannot be read, has operators that cannot be built, or does not fit the depth.
-        ValueError: a size that breaks a rule, or an unknown one.
+        CostError: a size that breaks a rule, or an unknown one.
     """
     wiring, shape = _read(design, sizes)
     if seq is None:
         seq = min(512, shape.max_position_embeddings)
     for name, value in (("batch", batch), ("seq", seq)):
         if value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1: give a positive number")
+            raise CostError(f"{name} ({value}) must be at least 1: give a positive number")
     if shape.position_embedding == "learned" and seq > shape.max_position_embeddings:
-        raise ValueError(
+        raise CostError(
             f"seq ({seq}) must be at most max_position_embeddings ({shape.max_position_embeddings}) for learned "
             "positions: shorten it, or use rotary positions"
         )
@@ -306,7 +310,7 @@ def _read(given: Any, sizes: dict[str, Any]) -> tuple[Design, Sizes]:
     for name in sizes:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            raise ValueError(
+            raise CostError(
                 f"{name} is no size that a cost depends on{f' (nearest: {near[0]})' if near else ''}: use "
                 f"{', '.join(sorted(names))}"
             )
@@ -315,7 +319,7 @@ def _read(given: Any, sizes: dict[str, Any]) -> tuple[Design, Sizes]:
     values = dict(given) if isinstance(given, Mapping) else {n: getattr(given, n) for n in names if hasattr(given, n)}
     text = values.get("design") if isinstance(given, Mapping) else getattr(given, "design", None)
     if text is None:
-        raise ValueError(f"a cost is of a design or of a config with a design: got {type(given).__name__} without one")
+        raise CostError(f"a cost is of a design or of a config with a design: got {type(given).__name__} without one")
     return parse(text), Sizes(**({n: v for n, v in values.items() if n in names} | sizes))
 
 
