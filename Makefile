@@ -20,7 +20,7 @@ STAMP := $(VENV)/.stamp
 CODE := src tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts readme images counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ contracts: $(STAMP)  ## check which package imports which
 
 readme: $(STAMP)  ## run the README's commands, but for those that only set up or test
 	$(BIN)/python tools/readme.py
+
+images: $(STAMP)  ## draw the pictures of the documents again
+	$(BIN)/sublayer show post-norm --svg docs/images/post-norm.svg
 
 counts: $(STAMP)  ## lines and files of each package
 	$(BIN)/python tools/counts.py

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import sublayer
 from tools import readme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,11 @@ def test_files_and_pictures_exist() -> None:
 def test_begins_with_a_picture_of_a_block_and_its_line() -> None:
     picture, line = PAGE.find("docs/images/post-norm.svg"), PAGE.find("x = norm(x + attn(x)); x = norm(x + ffn(x))")
     assert -1 < picture < line < PAGE.find("make demo") < PAGE.find("make test")
+
+
+def test_the_picture_is_what_show_draws() -> None:
+    picture = (ROOT / "docs" / "images" / "post-norm.svg").read_text(encoding="utf-8")
+    assert picture.strip() == sublayer.parse("post-norm").svg().strip(), "run `make images`"
 
 
 class TestTheReader:
