@@ -20,14 +20,13 @@ def test_console_block(block: readme.Block, tmp_path: Path) -> None:
 
 
 def test_python_blocks(tmp_path: Path) -> None:
-    group = [block for block in BLOCKS if block.language == "python" and not block.slow]
-    assert group
-    readme.run_python(group, tmp_path)
+    assert {"python", "output"} <= {block.language for block in BLOCKS if not block.slow}
+    readme.run_python([block for block in BLOCKS if not block.slow], tmp_path)
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
     # "text" is for equations and other things that are no command.
-    assert {block.language for block in BLOCKS} <= {"python", "console", "sh", "text"}
+    assert {block.language for block in BLOCKS} <= {"python", "output", "console", "sh", "text"}
 
 
 def test_make_targets_exist() -> None:
@@ -98,4 +97,9 @@ class TestTheReader:
     def test_a_wrong_program_is_told_with_its_line(self, tmp_path: Path) -> None:
         group = list(readme.blocks("one\n\n```python\na = 1\nassert a == 2\n```\n"))
         with pytest.raises(readme.Mismatch, match="line 5"):
+            readme.run_python(group, tmp_path)
+
+    def test_wrong_output_of_a_program_is_told(self, tmp_path: Path) -> None:
+        group = list(readme.blocks("```python\nprint(1 + 1)\n```\n\n```output\n3\n```\n"))
+        with pytest.raises(readme.Mismatch, match="line 5 shows"):
             readme.run_python(group, tmp_path)

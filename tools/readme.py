@@ -1,8 +1,9 @@
 """Run what the README shows, and compare it with what the README says.
 
-Three kinds of fenced block count:
+Four kinds of fenced block count:
 
 - `python`: all of them, in order, as one program, in an empty folder;
+- `output`: what that program prints, among other things;
 - `console`: lines after `$ ` are commands; the lines below a command are its output, compared word for word, where a
   line `...` stands for any number of lines. No output below a command: only its exit status counts;
 - `sh`: commands for a checkout, such as `make demo`. They are not run from here, but each `make` target must exist.
@@ -105,13 +106,13 @@ def run_console(block: Block, folder: Path) -> None:
 
 
 def run_python(group: list[Block], folder: Path) -> None:
-    """Run the Python blocks as one program, in a process of its own, in `folder`.
+    """Run the Python blocks as one program, in a process of its own, in `folder`; it must print the output blocks.
 
     Raises:
-        Mismatch: the program failed. The line number in the traceback is the README's.
+        Mismatch: the program failed, with the README's line number in the traceback; or it printed something else.
     """
     lines: list[str] = []
-    for block in group:
+    for block in (block for block in group if block.language == "python"):
         lines += [""] * (block.line - len(lines)) + block.text.splitlines()
     program = folder / "README.py"
     program.write_text("\n".join(lines) + "\n")
@@ -120,6 +121,9 @@ def run_python(group: list[Block], folder: Path) -> None:
     )
     if done.returncode:
         raise Mismatch(f"the README's Python blocks:\n{done.stdout}{done.stderr}")
+    for block in (block for block in group if block.language == "output"):
+        if block.text not in done.stdout:
+            raise Mismatch(f"README, line {block.line} shows:\n{block.text}\nthe Python blocks print:\n{done.stdout}")
 
 
 def make_targets(page: str) -> set[str]:
@@ -141,8 +145,7 @@ def main() -> int:
         for block in page:
             if block.language == "console":
                 jobs.append((f"line {block.line}", partial(run_console, block, folder)))
-        program = [block for block in page if block.language == "python"]
-        jobs.append(("Python blocks", partial(run_python, program, folder)))
+        jobs.append(("Python blocks", partial(run_python, page, folder)))
         for title, job in jobs:
             try:
                 job()
