@@ -40,9 +40,11 @@ demo: $(STAMP)  ## train four designs side by side and write a report
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
-check: $(STAMP)  ## what CI runs: everything below but `format`, and the tests
+check: $(STAMP)  ## what CI runs: the checks below, a short demo, the README's commands, the tests
 	@$(MAKE) --no-print-directory format-check lint types contracts
 	@$(MAKE) --no-print-directory readme
+	@rm -rf build/demo
+	@$(MAKE) --no-print-directory demo DEMO=build/demo ARGS="--steps 8"
 	@$(MAKE) --no-print-directory test
 
 format: $(STAMP)  ## put the code into the one format, sort imports
