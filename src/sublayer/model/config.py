@@ -12,7 +12,9 @@ from sublayer.notation import Design, parse
 
 logger = logging.get_logger(__name__)
 
-HIDDEN_ACTS = ("relu", "gelu", "gelu_pytorch_tanh", "silu", "reglu", "geglu", "swiglu")
+PLAIN_ACTS = ("relu", "gelu", "gelu_pytorch_tanh", "silu")
+GATED_ACTS = ("reglu", "geglu", "swiglu")
+HIDDEN_ACTS = (*PLAIN_ACTS, *GATED_ACTS)
 NORMS = ("layernorm", "rmsnorm", "dyt")
 POSITIONS = ("learned", "rotary", "none")
 INITS = ("normal", "deepnorm")
@@ -51,7 +53,7 @@ class SublayerConfig(PreTrainedConfig):
     """Everything that decides what a Sublayer model computes.
 
     Args:
-        design: a catalogue name or an equation; stored as the equation's normal form, all sections.
+        design: a catalogue name, an equation or a Design; stored as the text of its normal form, all sections.
         vocab_size: number of token ids.
         hidden_size: d, channels of the residual stream.
         num_hidden_layers: depth.
@@ -98,7 +100,7 @@ class SublayerConfig(PreTrainedConfig):
         "layers.*": "free_full_weight",
     }
 
-    design: str = "input-norm"
+    design: str | Design = "input-norm"
     vocab_size: int = 32000
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -131,7 +133,7 @@ class SublayerConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key == "design" and isinstance(value, str):
+        if key == "design" and isinstance(value, str | Design):
             value = str(parse(value))  # a name would mean whatever a later catalogue says; an equation means itself
         super().__setattr__(key, value)
 
@@ -163,6 +165,25 @@ class SublayerConfig(PreTrainedConfig):
     def left_to_right(self) -> bool:
         """Whether ``attn`` is causal: unless ``causal`` says otherwise."""
         return self.causal is not False
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """Tensor parallelism: which projections of this design's sites are split by columns and which by rows."""
+        design = self.wiring
+        owners = [("layers.*", section) for _, section in design.blocks]
+        owners += [("embed_section", design.section("embed")), ("final_section", design.section("final"))]
+        columns = {"attn": ["q_proj", "k_proj", "v_proj"], "ffn": ["up_proj"]}
+        if self.hidden_act in GATED_ACTS:
+            columns["ffn"].append("gate_proj")
+        rows = {"attn": "o_proj", "ffn": "down_proj"}
+        plan: dict[str, str] = {}
+        for owner, section in owners:
+            for site in section.sites:
+                name = f"{owner}.{site.name}"
+                plan |= {f"{name}.{column}": "colwise" for column in columns.get(site.op, [])}
+                if site.op in rows:
+                    plan[f"{name}.{rows[site.op]}"] = "rowwise"
+        return plan
 
     @property
     def wiring(self) -> Design:

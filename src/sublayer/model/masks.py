@@ -1,6 +1,6 @@
 """Which token may see which: causal or not, padding, and documents packed into one row."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ from transformers.masking_utils import (
 )
 
 from sublayer.model.config import SublayerConfig
+
+
+@dataclass
+class _Backend:
+    """What transformers' mask functions read of a config: ``dot`` may run on another backend than the config names."""
+
+    _attn_implementation: str
 
 
 def backend_for(op: str, configured: str) -> str:
@@ -39,6 +46,7 @@ def attention_operators(config: SublayerConfig) -> frozenset[str]:
 
 def build_masks(
     config: SublayerConfig,
+    ops: frozenset[str],
     embeddings: Tensor,
     attention_mask: Tensor | None,
     sequence_ids: Tensor | None,
@@ -47,28 +55,23 @@ def build_masks(
     """One mask for each attention operator of the design, in the form its backend wants.
 
     Args:
-        config: reads the design, causal and the attention backend. ``dot`` is causal whatever ``causal`` says.
+        config: reads causal and the attention backend.
+        ops: attention operators in use, see :func:`attention_operators`. ``dot`` is causal whatever the config says.
         embeddings: ``[batch, seq, d]``; read for sizes, dtype and device only.
         attention_mask: 1 for real tokens, 0 for padding, ``[batch, seen + seq]``; or a ready mask with four dimensions.
         sequence_ids: document of each token, ``[batch, seq]``. A token sees only its own document.
         cache: keys and values of earlier tokens.
-
-    Raises:
-        ValueError: packing is asked for where it cannot be kept apart.
     """
-    ops, configured = attention_operators(config), config._attn_implementation
-    if sequence_ids is not None:
-        _check_packing(ops, configured, embeddings, attention_mask, sequence_ids, cache)
     masks = {}
     for op in sorted(ops):
-        backend = backend_for(op, configured)
+        backend = backend_for(op, config._attn_implementation)
         is_causal = config.left_to_right or op == "dot"
         if sequence_ids is not None:
             masks[op] = _packed_mask(backend, is_causal, embeddings, attention_mask, sequence_ids)
         else:
             create = create_causal_mask if is_causal else create_bidirectional_mask
             masks[op] = create(
-                config=SimpleNamespace(_attn_implementation=backend),
+                config=_Backend(backend),
                 inputs_embeds=embeddings,
                 attention_mask=attention_mask,
                 past_key_values=cache,
@@ -95,14 +98,15 @@ def _packed_mask(
     )
 
 
-def _check_packing(
-    ops: frozenset[str],
-    configured: str,
+def check_packing(
+    config: SublayerConfig,
     embeddings: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     sequence_ids: Tensor,
     cache: Cache | None,
 ) -> None:
+    """Raise ValueError where packed documents could not be kept apart."""
+    configured = config._attn_implementation
     if sequence_ids.shape != embeddings.shape[:2]:
         raise ValueError(
             f"sequence_ids has shape {tuple(sequence_ids.shape)} but the tokens {tuple(embeddings.shape[:2])}: "
@@ -112,12 +116,11 @@ def _check_packing(
         raise ValueError(
             "sequence_ids packs whole documents and takes no past_key_values: generate from one document a row"
         )
-    if attention_mask is not None and attention_mask.dim() != 2:
+    if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
         raise ValueError(
-            f"sequence_ids needs an attention_mask of shape [batch, seq], got {attention_mask.dim()} dimensions: "
-            "leave packing to sequence_ids"
+            "sequence_ids makes the mask, and takes an attention_mask of shape [batch, seq] only: leave it out"
         )
-    if "attn" in ops and configured not in ("sdpa", "eager", "flex_attention"):
+    if configured not in ("sdpa", "eager", "flex_attention"):
         raise ValueError(
             f"attn_implementation ({configured!r}) cannot keep packed documents apart: "
             "use 'sdpa', 'eager' or 'flex_attention'"

@@ -20,7 +20,7 @@ from sublayer.model.cache import attention_calls, count_tokens, fit_cache
 from sublayer.model.config import SublayerConfig
 from sublayer.model.context import Context
 from sublayer.model.initialization import initialise
-from sublayer.model.masks import build_masks
+from sublayer.model.masks import attention_operators, build_masks, check_packing
 from sublayer.model.positions import document_positions, rotary_table, token_positions
 
 logger = logging.get_logger(__name__)
@@ -78,8 +78,8 @@ class SublayerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         initialise(module, getattr(module, "seed_name", "added"), self.config)
 
-    @staticmethod
     def create_masks_for_generate(
+        self,
         config: SublayerConfig,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
@@ -87,7 +87,7 @@ class SublayerPreTrainedModel(PreTrainedModel):
         **_: Any,
     ) -> dict[str, Any]:
         """Masks made outside the compiled step of a static cache; ``forward`` takes them as its ``attention_mask``."""
-        return build_masks(config, inputs_embeds, attention_mask, None, past_key_values)
+        return build_masks(config, attention_operators(config), inputs_embeds, attention_mask, None, past_key_values)
 
 
 class SublayerModel(SublayerPreTrainedModel):
@@ -114,6 +114,7 @@ class SublayerModel(SublayerPreTrainedModel):
             self.layers.extend(SublayerBlock(section, config, i + 1, depth) for i in range(start, stop))
         self.final_section = SublayerSection(design.section("final"), config, 0, depth)
         parts = [self.embed_section, *self.layers, self.final_section]
+        self.attention_ops = attention_operators(config)
         self.cache_slots = sum(attention_calls(part.section) for part in parts)
         self.reads_embedding = any("e" in part.section.inputs for part in parts[1:])
         self.gradient_checkpointing = False
@@ -159,6 +160,8 @@ class SublayerModel(SublayerPreTrainedModel):
         if sequence_ids is None and position_ids is not None and attention_mask is None and past_key_values is None:
             # Positions that start again mark packed documents, for transformers' causal models; here for every model.
             sequence_ids = find_packed_sequence_indices(position_ids.expand(embeddings.shape[0], -1))
+        if sequence_ids is not None:
+            check_packing(self.config, embeddings, attention_mask, sequence_ids, past_key_values)
         cache = self._cache(past_key_values, use_cache, sequence_ids)
         if position_ids is None:
             position_ids = self._positions(embeddings, attention_mask, sequence_ids, cache)
@@ -241,5 +244,5 @@ class SublayerModel(SublayerPreTrainedModel):
         if isinstance(attention_mask, dict):
             masks = attention_mask
         else:
-            masks = build_masks(config, embeddings, attention_mask, sequence_ids, cache)
+            masks = build_masks(config, self.attention_ops, embeddings, attention_mask, sequence_ids, cache)
         return Context(masks=masks, rotary=rotary, cache=cache, options=options)
