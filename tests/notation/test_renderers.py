@@ -217,6 +217,8 @@ def test_svg_marks_what_the_equation_says() -> None:
     assert labels("rezero").count("gate a") == 2
     assert labels("deepnorm").count("× (2·depth)^0.25") == 2
     assert labels("macaron").count("ffn") == 2
+    assert "× (layer + 1)" in labels("x = x + (layer + 1)*attn(x)")
+    assert "× −0.5" in labels("x = x - 0.5*attn(x)")
     assert {"the first 25% of the layers", "the layers from 25% on"} <= set(labels("mix-ln"))
     assert {"e", "x"} <= set(labels("input-injection"))
 

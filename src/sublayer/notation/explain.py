@@ -12,6 +12,8 @@ from sublayer.notation.text import LayerRange
 if TYPE_CHECKING:
     from sublayer.notation.design import Design
 
+MOST_NAMES = 4  # sub-layers that a sentence lists by name
+
 _KINDS = {
     (False, False, False): "no norm",
     (True, False, False): "input norm",
@@ -77,15 +79,15 @@ _SENTENCE = {
 
 def placements(design: "Design") -> list[Placement]:
     """Every sub-layer of the block sections, in the order in which they run."""
-    return [
-        _placement(section, step, layers)
-        for layers, section in design.blocks
-        for step in section.steps
-        if isinstance(step, Call) and step.site.op in BRANCHES
-    ]
+    found = []
+    for layers, section in design.blocks:
+        calls = {s.value: s for s in section.steps if isinstance(s, Call) and s.site.op in BRANCHES}
+        names = {value: section.label(value) for value in calls}
+        found += [_placement(section, call, layers, names) for call in calls.values()]
+    return found
 
 
-def _placement(section: Section, call: Call, layers: LayerRange) -> Placement:
+def _placement(section: Section, call: Call, layers: LayerRange, names: dict[str, str]) -> Placement:
     before = _before(section, call)
     after = ways(section, call.value)
     joins = [way for way in after if isinstance(way.end, Add)]
@@ -107,14 +109,14 @@ def _placement(section: Section, call: Call, layers: LayerRange) -> Placement:
         scaling += _factors(section, join.end, join.term, stream)
     return Placement(
         layers=str(layers),
-        site=section.label(call.value),
+        site=names[call.value],
         op=call.site.op,
         kind=kind,
         input_norm=input_norm,
         output_norm=output_norm,
         sum_norm=sum_norm,
         residual=residual,
-        parallel=_parallel(section, call),
+        parallel=_parallel(section, call, names),
         scaling=tuple(dict.fromkeys(scaling)),
         sums=len(joins),
     )
@@ -177,14 +179,13 @@ def _reads_normed_input(section: Section, stream: str | None) -> bool:
     return stream is not None and origin(section, stream) in section.inputs
 
 
-def _parallel(section: Section, call: Call) -> tuple[str, ...]:
-    others = [s for s in section.steps if isinstance(s, Call) and s.site.op in BRANCHES and s != call]
-    apart = [
-        s
-        for s in others
-        if s.value not in section.ancestors[call.value] and call.value not in section.ancestors[s.value]
-    ]
-    return tuple(section.label(s.value) for s in apart)
+def _parallel(section: Section, call: Call, names: dict[str, str]) -> tuple[str, ...]:
+    before = section.ancestors
+    return tuple(
+        name
+        for value, name in names.items()
+        if value != call.value and value not in before[call.value] and call.value not in before[value]
+    )
 
 
 def _scaling(steps: "list[Step] | tuple[Step, ...]", what: str) -> tuple[str, ...]:
@@ -219,6 +220,8 @@ def _factors(section: Section, add: Add, term: str, stream: str | None) -> tuple
 
 
 def _listed(names: tuple[str, ...]) -> str:
+    if len(names) > MOST_NAMES:
+        return f"{len(names)} others"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

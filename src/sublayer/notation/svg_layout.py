@@ -125,11 +125,9 @@ class _Builder:
             net = self.net[term]
             on_rail = term == main and bool(stream)
             if not scalar.is_one:
-                net = self._add(
-                    Item(
-                        "factor", f"{add.value}.{i}", [net], str(scalar), stream=stream if on_rail else "", rail=on_rail
-                    )
-                )
+                text = f"({scalar})" if len(scalar.terms) > 1 else str(scalar)
+                item = Item("factor", f"{add.value}.{i}", [net], text, stream=stream if on_rail else "", rail=on_rail)
+                net = self._add(item)
             if term == main:
                 below = net
             else:
@@ -235,6 +233,7 @@ class _Lanes:
         self.layout = layout
         self.stream_lane = {s: -i for i, s in enumerate(layout.streams)}
         self.taken: dict[int, list[tuple[int, int, str]]] = {}
+        self.joined: dict[str, int] = {}
 
     def assign(self) -> None:
         """Streams first, then what comes in and goes out, then the rest from bottom to top."""
@@ -252,8 +251,11 @@ class _Lanes:
 
     def _joins(self, item: Item) -> int:
         """The row in which a branch reaches a stream or the end of the block."""
-        readers = [r for r in self.layout.items if item.net in r.args]
-        return min((r.row if r.rail or r.kind == "output" else self._joins(r) for r in readers), default=item.row)
+        if item.net not in self.joined:
+            readers = [r for r in self.layout.items if item.net in r.args]
+            rows = [r.row if r.rail or r.kind == "output" else self._joins(r) for r in readers]
+            self.joined[item.net] = min(rows, default=item.row)
+        return self.joined[item.net]
 
     def _place(self, item: Item, lane: int) -> None:
         item.lane = lane

@@ -11,7 +11,7 @@ RAIL_DOT = 8.5  # radius of a norm on a stream
 SUM = 10.5
 FONT = 13.0
 SMALL = 11.5
-LONGEST_FACTOR = 22  # characters of a factor before it is cut
+LONGEST_FACTOR = 28  # characters of a factor before it is cut
 ARGUMENT = 16.0  # distance between the lines that enter one box
 
 # Colours are custom properties, so that the two schemes differ in one place and a page may set its own.
