@@ -48,7 +48,7 @@ PAF = Wiring(
     4.68,
     ((ATTN, FFN),),
     "Sonkar & Baraniuk 2023, arXiv:2305.13297",
-    "PAF",
+    "PAF, parallel attention and FFN",
     unmeasured=(1,),
 )
 INPUT = Wiring(
@@ -300,7 +300,7 @@ def build(folder: Path, wirings: Sequence[Wiring] = FOUR, seeds: Sequence[int] =
         "designs": [
             {
                 "id": w.id,
-                "name": w.title or w.id,
+                "name": w.id,
                 "title": w.title or w.id,
                 "equation": w.block,
                 "embed": "x = norm(e)",

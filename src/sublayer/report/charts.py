@@ -15,8 +15,8 @@ from sublayer.report.view import LOST, Design, Evaluation, Run, Study
 WIDE, HIGH = 500.0, 300.0
 MOST_POINTS = 120
 PAIRED = (
-    " The difference is taken at the same step and seed, so the luck of shared batches cancels; its axis fits the last "
-    "70 % of training."
+    " The difference is taken at the same step and seed, so the luck of shared batches cancels; its axis fits the end "
+    "of training, and what goes further leaves the frame."
 )
 
 
@@ -37,6 +37,11 @@ def design_key(study: Study) -> Markup:
     """Which line is which design."""
     items = [Markup("<li>{}</li>").format(named(design)) for design in study.designs]
     return Markup('<ul class="key">{}</ul>').format(Markup("").join(items)) if len(items) > 1 else Markup("")
+
+
+def banded(study: Study) -> bool:
+    """Are seeds shown as bands? More than six bands cover each other."""
+    return len(study.designs) <= 6
 
 
 def shape(design: Design) -> str:
@@ -99,34 +104,43 @@ def loss_panel(study: Study, which: str, place: Place, title: str, x_title: str,
     places = [x for _, line, *_ in drawn for x, _ in line] + [x for *_, points in ends for x, _ in points]
     if not kept or not places:
         return None
-    plot = plot_area(study, (0.0, max(places) or 1.0), extent(kept, 0.04), more=5)
+    # A spike above where training began would flatten all the rest: it leaves the frame.
+    start = max((line[0][1] for _, line, *_ in drawn if line), default=max(kept))
+    plot = plot_area(study, (0.0, max(places) or 1.0), extent([min(y, start) for y in kept], 0.04), more=5)
     plot.axes(x_title)
+    words = []
+    for design, center, lowest, highest in drawn:
+        if center:
+            if banded(study) and len(design.finished) > 1:
+                plot.band(thin(lowest), thin(highest), design.style)
+            _mean_line(plot, study, design, thin(center), x_title)
+            words.append(f"{design.title} ends at {numbers.fixed(center[-1][1], study.digits)}")
+    _lost_lines(plot, ends)
+    return _panel(plot, title, "; ".join(words))
+
+
+def _mean_line(plot: Plot, study: Study, design: Design, line: Sequence[Point], unit: str) -> None:
+    """A design's line with about a dozen markers, the last one at its end, and its name."""
+    plot.line(line, design.style)
+    stride = max(1, len(line) // 12)
+    for x, y in line[::-1][::stride][::-1]:
+        tip = f"{design.title}: {numbers.fixed(y, study.digits)} at {numbers.significant(x, 4)} {unit}"
+        plot.dot((x, y), shape(design), design.style, tip)
+    plot.end_label(line[-1][1], f"{design.short} {numbers.fixed(line[-1][1], 2)}", design.style)
+
+
+def _lost_lines(plot: Plot, ends: Sequence[tuple[Design, Run, list[Point]]]) -> None:
+    """What lost runs wrote, each ending in a cross and a word; where several end in one place, one word."""
     noted: list[Point] = []
     for design, run, points in ends:
         if points:
-            shown = [(x, min(y, plot.y.high)) for x, y in thin(points)]
-            plot.line(shown, f"faint {design.style}")
-            plot.dot(shown[-1], "cross", "lost", f"{design.title}, seed {run.seed}: {fate(run)}", 5.0)
-            at, high = plot.x(shown[-1][0]), plot.y(shown[-1][1])
+            line = [(x, min(y, plot.y.high)) for x, y in thin(points)]
+            plot.line(line, f"faint {design.style}")
+            plot.dot(line[-1], "cross", "lost", f"{design.title}, seed {run.seed}: {fate(run)}", 5.0)
+            at, high = plot.x(line[-1][0]), plot.y(line[-1][1])
             if all(abs(at - x) > 50 or abs(high - y) > 12 for x, y in noted):
                 plot.over.append(tag("text", fate(run), x=at + 8, y=high + 4, class_="note"))
                 noted.append((at, high))
-    described = []
-    for design, center, lowest, highest in drawn:
-        if not center:
-            continue
-        if len(design.finished) > 1:
-            plot.band(thin(lowest), thin(highest), design.style)
-        line = thin(center)
-        plot.line(line, design.style)
-        stride = max(1, len(line) // 12)
-        for k, (x, y) in enumerate(line):
-            if (len(line) - 1 - k) % stride == 0:
-                tip = f"{design.title}: {numbers.fixed(y, study.digits)} at {numbers.significant(x, 4)} {x_title}"
-                plot.dot((x, y), shape(design), design.style, tip)
-        plot.end_label(line[-1][1], f"{design.short} {numbers.fixed(line[-1][1], 2)}", design.style)
-        described.append(f"{design.title} ends at {numbers.fixed(line[-1][1], study.digits)}")
-    return _panel(plot, title, "; ".join(described))
 
 
 def fate(run: Run) -> str:
@@ -156,14 +170,14 @@ def difference_panel(study: Study) -> Markup | None:
     if not drawn:
         return None
     last = max(points[-1][0] for _, points in drawn)
-    settled = [gap for _, points in drawn for step, gaps in points if step >= 0.3 * last for gap in gaps]
-    plot = plot_area(study, (0.0, float(last)), extent(settled, 0.12, (0.0,)), more=7)
+    plot = plot_area(study, (0.0, float(last)), _difference_range(drawn, last), more=7)
     plot.axes("steps")
-    plot.reference(0.0, f"{study.baseline.short} = 0")
+    plot.reference(0.0)
+    plot.end_label(0.0, f"{study.baseline.short} 0", study.baseline.style)
     described = []
     for design, points in drawn:
         middle = [(float(step), sum(gaps) / len(gaps)) for step, gaps in points]
-        if len(points[-1][1]) > 1:
+        if banded(study) and len(points[-1][1]) > 1:
             low = [(float(step), min(gaps)) for step, gaps in points]
             high = [(float(step), max(gaps)) for step, gaps in points]
             plot.band(thin(low), thin(high), design.style)
@@ -175,6 +189,14 @@ def difference_panel(study: Study) -> Markup | None:
         plot.end_label(line[-1][1], f"{design.short} {numbers.fixed(line[-1][1], 3, True)}", design.style)
         described.append(f"{design.title} ends {numbers.fixed(line[-1][1], study.digits, True)}")
     return _panel(plot, f"Held-out loss minus {study.baseline.title}'s", "; ".join(described))
+
+
+def _difference_range(drawn: Sequence[tuple[Design, list[tuple[int, list[float]]]]], last: int) -> tuple[float, float]:
+    """An axis for the differences of late training that one spike cannot flatten."""
+    settled = [gap for _, points in drawn for step, gaps in points if step >= 0.3 * last for gap in gaps]
+    final = [gap for _, points in drawn for gap in points[-1][1]]
+    reach = max(sorted(map(abs, settled))[int(0.85 * (len(settled) - 1))], max(map(abs, final))) * 1.3
+    return extent([min(max(gap, -reach), reach) for gap in settled], 0.08, (0.0,))
 
 
 def loss_figure(study: Study) -> Figure | None:
@@ -192,7 +214,8 @@ def loss_figure(study: Study) -> Figure | None:
     if not found:
         return None
     several = any(len(design.finished) > 1 for design in study.designs)
-    band = "Lines are means over seeds; bands reach from the lowest to the highest seed. " if several else ""
+    bands = "; bands reach from the lowest to the highest seed" if banded(study) else ""
+    band = f"Lines are means over seeds{bands}. " if several else ""
     lost = "A cross ends the line of a lost run. " if study.lost else ""
     paired = "" if gap is None else PAIRED
     caption = f"{band}{lost}Loss is cross-entropy in nats per predicted token; lower is better.{paired}"

@@ -25,6 +25,7 @@ class Claim:
     rule: str
     summary: str
     answers: Table
+    details: list[tuple[str, str]]  # (design, why, in words)
     figure: Figure | None
 
 
@@ -89,6 +90,7 @@ def claims(study: Study) -> list[Claim]:
                 str(raw.get("rule") or ""),
                 _summary(study, answers),
                 _table(study, answers, kind),
+                [(d.title, str(text)) for d in study.designs if (text := answers.get(d.id, {}).get("detail"))],
                 _figure(study, str(raw.get("claim")), answers, kind),
             )
         )
@@ -121,9 +123,9 @@ def _table(study: Study, answers: dict[str, Json], kind: _Kind) -> Table:
         if numbers.known(low) is not None and numbers.known(high) is not None:
             bounds = f"{kind.show(low)} to {kind.show(high)}"
         value = data(raw.get("value"), kind.show(raw.get("value")))
-        rows.append((named(design), badge, value, bounds, str(raw.get("detail") or "")))
-    head = ("design", "answer", "value", f"{level} interval", "detail")
-    return Table.of(f"{kind.name}; of the median layer, mean over seeds.", head, rows, "llrrw")
+        rows.append((named(design), badge, value, bounds))
+    head = ("design", "answer", "value", f"{level} interval")
+    return Table.of(f"{kind.name}; of the median layer, mean over seeds.", head, rows, "llrr")
 
 
 def _figure(study: Study, claim: str, answers: dict[str, Json], kind: _Kind) -> Figure | None:

@@ -150,11 +150,11 @@ class Plot:
 
     def axes(self, x_title: str = "", x_ticks: int = 5, whole: bool = False) -> None:
         """Faint horizontal rules with their numbers, and ticks below."""
-        levels = self.y.ticks(round(abs(self.y.start - self.y.end) / 32))
+        levels = self.y.ticks(max(4, round(abs(self.y.start - self.y.end) / 42)))
         for value in levels:
             y = self.y(value)
             self.marks.append(tag("line", x1=self.x.start, x2=self.x.end, y1=y, y2=y, class_="rule"))
-            label = tick_label(value, levels)
+            label = tick_label(value, (value,) if self.y.log else levels)
             self.marks.append(tag("text", label, x=self.x.start - 5, y=y + 3.5, class_="tick end"))
         stops = self.x.ticks(x_ticks)
         stops = [stop for stop in stops if not whole or float(stop).is_integer()]
@@ -162,7 +162,9 @@ class Plot:
         for value in stops:
             x = self.x(value)
             self.marks.append(tag("line", x1=x, x2=x, y1=base, y2=base + 3, class_="axis"))
-            self.marks.append(tag("text", tick_label(value, stops), x=x, y=base + 15, class_="tick mid"))
+            self.marks.append(
+                tag("text", tick_label(value, (value,) if self.x.log else stops), x=x, y=base + 15, class_="tick mid")
+            )
         self.marks.append(tag("line", x1=self.x.start, x2=self.x.end, y1=base, y2=base, class_="axis"))
         if x_title:
             middle = (self.x.start + self.x.end) / 2

@@ -140,7 +140,7 @@ def status(run: Run) -> Markup:
     word = LOST.get(str(run.raw.get("status")), str(run.raw.get("status")))
     reason = run.raw.get("reason")
     text = Markup('<strong class="lost">{}</strong>').format(word)
-    return text + (Markup(": {}").format(reason) if reason else Markup(""))
+    return text + (Markup(': <span class="why">{}</span>').format(reason) if reason else Markup(""))
 
 
 def cost(study: Study) -> Table:

@@ -7,6 +7,7 @@ leave gaps in charts, never an exception: a page about what was lost must still 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,13 +118,20 @@ class Design:
 
     @property
     def title(self) -> str:
-        return str(self.raw.get("title") or self.raw.get("name") or self.id)
+        """What the design is called everywhere: its id, as in file names and the command."""
+        return self.id
+
+    @property
+    def subtitle(self) -> str:
+        """The catalogue's title, where it says more than the id."""
+        title = str(self.raw.get("title") or "")
+        return "" if re.sub(r"[\s_-]", "", title).casefold() == re.sub(r"[\s_-]", "", self.id).casefold() else title
 
     @property
     def short(self) -> str:
-        """The title, or else the id, as a chart has room for it."""
-        names = (" ".join(self.title.split()), self.id)
-        return next((name for name in names if len(name) <= 18), names[1][:17] + "…")
+        """The title as a chart has room for it."""
+        title = " ".join(self.title.split())
+        return title if len(title) <= 18 else title[:17] + "…"
 
     @property
     def style(self) -> str:
