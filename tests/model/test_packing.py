@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sublayer.model import SublayerForCausalLM, SublayerForMaskedLM, SublayerForSequenceClassification, SublayerModel
-from sublayer.model.positions import document_positions
+from sublayer.model.positions import document_positions, documents_from_positions
 from tests.model.support import VARIED, same, tiny, tokens
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2], [4, 4, 9, 9, 9, 9, 9, 9, 9, 7]])
@@ -64,6 +64,12 @@ def test_positions_that_start_again_are_enough(kind: type) -> None:
     model = tiny("input-norm", kind)
     by_positions = model(packed(), position_ids=document_positions(DOCUMENTS)).logits
     assert torch.equal(by_positions, model(packed(), sequence_ids=DOCUMENTS).logits)
+
+
+def test_positions_with_a_gap_are_one_document() -> None:
+    assert documents_from_positions(torch.tensor([[3, 4, 9, 20]])) is None
+    assert documents_from_positions(torch.tensor([[7]])) is None
+    assert documents_from_positions(document_positions(DOCUMENTS)).tolist()[0] == DOCUMENTS[0].tolist()
 
 
 @pytest.mark.parametrize("kind", [SublayerForCausalLM, SublayerForMaskedLM])

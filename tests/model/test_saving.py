@@ -68,6 +68,7 @@ def test_auto_classes_in_a_fresh_process(imported: bool, tmp_path: Path) -> None
         "assert model.config.causal is False",
         f"ids = torch.tensor({tokens().tolist()})",
         "assert torch.equal(model(ids).logits, torch.load(sys.argv[1] + '/logits.pt'))",
+        "model.save_pretrained(sys.argv[1] + '/again')",
         "print(type(model).__module__, type(model).__name__)",
     ]
     code = "\n".join(lines)
@@ -80,6 +81,8 @@ def test_auto_classes_in_a_fresh_process(imported: bool, tmp_path: Path) -> None
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["sublayer.model.heads", "SublayerForMaskedLM"]
+    first, again = ({file.name for file in (tmp_path / name).iterdir()} for name in ("model", "again"))
+    assert first == again == {"config.json", "model.safetensors", "modeling_sublayer.py"}
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -201,6 +201,10 @@ class SublayerConfig(PreTrainedConfig):
             del config_dict[key]
         return super().from_dict(config_dict, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing to do: a model's `save_pretrained` names this class itself."""
+
     def validate_architecture(self) -> None:
         """Check again before saving: attributes may have been changed since the config was made."""
         self._check()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -21,7 +20,7 @@ from sublayer.model.config import SublayerConfig
 from sublayer.model.context import Context
 from sublayer.model.initialization import initialise
 from sublayer.model.masks import attention_operators, build_masks, check_packing
-from sublayer.model.positions import document_positions, rotary_table, token_positions
+from sublayer.model.positions import document_positions, documents_from_positions, rotary_table, token_positions
 
 logger = logging.get_logger(__name__)
 
@@ -66,6 +65,10 @@ class SublayerPreTrainedModel(PreTrainedModel):
             Path(save_directory, f"{_SHIM}.py").write_text(
                 f"from sublayer.model import {', '.join(_AUTO_MAP.values())}\n"
             )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing to do: `save_pretrained` names the classes itself, and no source file needs to be copied."""
 
     def post_init(self) -> None:
         """Let each module know its name before its weights are drawn from it."""
@@ -158,8 +161,7 @@ class SublayerModel(SublayerPreTrainedModel):
             )
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [batch, seq, d]
         if sequence_ids is None and position_ids is not None and attention_mask is None and past_key_values is None:
-            # Positions that start again mark packed documents, for transformers' causal models; here for every model.
-            sequence_ids = find_packed_sequence_indices(position_ids.expand(embeddings.shape[0], -1))
+            sequence_ids = documents_from_positions(position_ids.expand(embeddings.shape[0], -1))
         if sequence_ids is not None:
             check_packing(self.config, embeddings, attention_mask, sequence_ids, past_key_values)
         cache = self._cache(past_key_values, use_cache, sequence_ids)

@@ -24,6 +24,17 @@ def document_positions(sequence_ids: Tensor) -> Tensor:
     return index - torch.where(document_starts(sequence_ids), index, 0).cummax(dim=-1).values
 
 
+def documents_from_positions(position_ids: Tensor) -> Tensor | None:
+    """Documents as ``sequence_ids`` where ``position_ids [batch, seq]`` start again, or None where they only rise.
+
+    Collators that flatten a batch mark documents so. transformers heeds it in causal models only.
+    """
+    restarts = position_ids.diff(dim=-1) <= 0
+    if not torch.compiler.is_compiling() and not restarts.any():
+        return None  # in a compiled graph the answer may not depend on the numbers
+    return torch.nn.functional.pad(restarts.cumsum(dim=-1), (1, 0))
+
+
 def token_positions(embeddings: Tensor, attention_mask: Tensor | None, seen: int | Tensor) -> Tensor:
     """Positions of the tokens ``embeddings [batch, seq, d]`` that follow ``seen`` earlier ones.
 
