@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -67,7 +68,10 @@ def test_a_damaged_entry_is_set_aside_and_made_again(spec, tmp_path, caplog, vic
 
 def test_two_processes_at_once_and_a_third_that_died(spec, tmp_path):
     one = spec(cache=str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
+    left = tmp_path / "cache" / "abc.making-1"
+    left.mkdir(parents=True)
+    (left / "train.raw").write_bytes(b"half")
+    os.utime(left, (0, 0))
     (tmp_path / "spec.json").write_text(one.to_json())
     code = (
         "import sys, hashlib; from sublayer.train import TrainSpec, prepare; c = prepare(TrainSpec.load(sys.argv[1]))\n"

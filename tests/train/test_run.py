@@ -308,8 +308,8 @@ def poisoned(where):
 
 
 @pytest.mark.parametrize(("where", "what", "place"), [
-    ("gradient", "the gradient is (nan|inf) at step 1", "first gradient that is not finite: model.layers.1.ffn.down_proj"),
-    ("parameter", "held-out text is nan after step 0", "first parameter that is not finite: model.layers.1.ffn.up_proj"),
+    ("gradient", "the gradient is (nan|inf) at step 1", "first gradient that is not finite: model.layers.1.ffn.down"),
+    ("parameter", "held-out text is nan after step 0", "first parameter that is not finite: model.layers.1.ffn.up"),
     ("forward", "held-out text is nan after step 0", "first module whose output is not finite: model.layers.1.ffn$"),
 ])  # fmt: skip
 def test_a_number_that_is_not_finite_ends_the_run(spec, tmp_path, where, what, place):

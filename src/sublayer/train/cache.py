@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def prepare(spec: TrainSpec) -> Corpus:
     corpus = _read(folder, spec)
     if corpus is None:
         cache.mkdir(parents=True, exist_ok=True)
+        _sweep(cache)
         work = Path(tempfile.mkdtemp(prefix=f"{key}.making-", dir=cache))
         try:
             _make(source, content, spec, work)
@@ -99,6 +101,14 @@ def prepare(spec: TrainSpec) -> Corpus:
             f"a row needs {spec.seq} of each; give more text or a smaller seq"
         )
     return corpus
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what processes that were killed while making an entry left behind, once it is a day old."""
+    for left in cache.glob("*.making-*"):
+        with contextlib.suppress(OSError):  # another process may be sweeping too
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left)
 
 
 def _move(work: Path, folder: Path) -> None:

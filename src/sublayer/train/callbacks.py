@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import threading
@@ -53,6 +54,11 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(_line(record))
         self.last[record["kind"]] = record
+
+    def sync(self) -> None:
+        """Put what was written on the disk, so that no checkpoint is newer than its records."""
+        with open(self.path, "rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -215,6 +221,7 @@ class Guard(TrainerCallback):
         folder = self.folder / f"checkpoint-{state.global_step}"
         own = {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
         (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
+        self.metrics.sync()
         checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
         checkpoint.rotate(self.folder, self.spec.keep)
 

@@ -21,12 +21,12 @@ Objective = Literal["mlm", "clm"]
 
 #: Shapes and budgets by name. `tiny` is sized for two CPU cores and about half a minute a run; `small` for a
 #: workstation's CPU over lunch or any GPU; `base` and `large` have the shape of BERT-base and BERT-large.
-_SHAPE = ("layers", "hidden", "heads", "ffn", "seq", "batch", "vocab_size", "steps", "lr")
+_SHAPE = ("layers", "hidden", "heads", "ffn", "seq", "batch", "vocab_size", "steps", "lr", "eval_rows")
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 16, 4096, 160, 2e-3), strict=True)),
-    "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3), strict=True)),
-    "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4), strict=True)),
-    "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4), strict=True)),
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 16, 4096, 200, 2e-3, 128), strict=True)),
+    "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256), strict=True)),
+    "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512), strict=True)),
+    "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512), strict=True)),
 }
 
 #: Settings that may differ between a checkpoint and the run that resumes from it: none of them changes a weight.

@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,8 +197,9 @@ def arguments(spec: TrainSpec, folder: str) -> TrainingArguments:
     """The Trainer's arguments. When to log, evaluate and save is decided by this package's callbacks, in one place."""
     schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
     cuda = spec.device == "auto" and torch.cuda.is_available()
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=folder,
+        run_name=Path(folder).name,
         max_steps=spec.total_steps,
         per_device_train_batch_size=spec.batch,
         per_device_eval_batch_size=spec.batch,
@@ -232,3 +234,6 @@ def arguments(spec: TrainSpec, folder: str) -> TrainingArguments:
         disable_tqdm=True,
         log_level="warning",
     )
+    # with several GPUs in sight the Trainer would silently use DataParallel and multiply the batch by their number
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
