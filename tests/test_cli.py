@@ -178,9 +178,7 @@ def test_train_is_one_run_of_a_study(text_folder: Path, tmp_path: Path) -> None:
     assert weights == (tmp_path / "one" / "model.safetensors").read_bytes()
 
 
-def test_cost_is_printed_and_given_as_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cost_is_printed_and_given_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--hidden", "64", "--layers", "2", "--heads", "4", "--vocab", "100"]
     code, out, _ = run(["cost", "paf", *small], monkeypatch, capsys)
     assert code == 0

@@ -136,9 +136,7 @@ def run_cost(plan: Plan, design: str, vocab_size: int) -> dict[str, Any]:
     from sublayer.cost import cost
 
     base = plan.base.with_(design=design)
-    result = cost(
-        base, vocab_size=vocab_size, batch=base.batch, seq=base.seq, dtype=base.dtype, **base.model_options
-    )
+    result = cost(base, vocab_size=vocab_size, batch=base.batch, seq=base.seq, dtype=base.dtype, **base.model_options)
     return {
         "parameters": result.parameters,
         "parameters_embedding": result.embedding_parameters,
