@@ -357,3 +357,20 @@ def test_the_command_line_of_a_run(spec, tmp_path):
     assert told.returncode == 2
     assert told.stderr.startswith("error: cannot read settings from")
     assert "Traceback" not in told.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(spec, tmp_path):
+    """The Trainer alone would warn of weights that are missing and go on with random ones."""
+    from safetensors.torch import load_file, save_file
+
+    mine = tmp_path / "run"
+    run(spec(measure_every=3), mine, measure=stop_at(3))
+    (folder,) = (path for _, path in checkpoint.steps(mine))
+    facts = checkpoint.verify(folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.ffn.up_proj.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    checkpoint.commit(folder, {key: facts[key] for key in ("step", "seconds", "spec_sha256", "data")})
+    row = run(spec(), mine, resume=True, measure=False)
+    assert row["status"] == "failed"
+    assert "differing: model.layers.0.ffn.up_proj.bias" in row["reason"]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback
 
 from .dataset import IGNORED, PackedRows, Row
+from .errors import TrainError
 from .spec import TrainSpec
 
 Batch = dict[str, Tensor]
@@ -125,6 +126,15 @@ class GuardedTrainer(Trainer):
             self.layer_gradients = {
                 layer: float(torch.linalg.vector_norm(torch.stack(norms))) for layer, norms in squares.items()
             }
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer warns of missing weights and trains on; only a tied weight, stored once, may be missing."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        loaded = {id(parameter) for name, parameter in named.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if name not in named or id(named[name]) not in loaded]
+        if missing or load_result.unexpected_keys:
+            odd = ", ".join([*missing, *load_result.unexpected_keys])
+            raise TrainError(f"the checkpoint does not have the weights of this model (differing: {odd}); use another")
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
