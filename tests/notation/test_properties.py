@@ -176,3 +176,8 @@ def test_texts_made_to_exhaust_the_reader_are_refused() -> None:
             assert parse(str(parse(text))) == parse(text)
         except DesignError as error:
             assert len(str(error)) < 2000, len(str(error))
+
+
+def test_chains_of_shared_sums_are_read_at_once() -> None:
+    for text in ("; ".join(["x = x + norm(x)"] * 120), "; ".join(["x = norm(x) + norm(x)"] * 100)):
+        assert parse(str(parse(text))) == parse(text)

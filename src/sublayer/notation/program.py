@@ -289,6 +289,8 @@ def _residual_streams(section: Section) -> dict[str, str]:
         stack = [value]
         while stack:
             v = stack.pop()
+            if destination.get(v) == stream:
+                continue
             destination[v] = stream
             step = section.step.get(v)
             if isinstance(step, Add):
@@ -300,15 +302,28 @@ def _residual_streams(section: Section) -> dict[str, str]:
         if not isinstance(step, Add) or len(step.terms) < 2:
             continue
         terms = step.args
+        # A residual may pass through a learned factor on its way, as in Admin: scale(x) + attn(x).
+        source = {t: _source(section, t) for t in terms}
         roots = [t for t in terms if all(t == o or t in section.ancestors[o] for o in terms)]
-        own = [t for t in terms if t in section.inputs and t == destination.get(step.value)]
-        given = [t for t in terms if t in section.inputs]
+        roots += [t for t in terms if all(t == o or source[t] in section.ancestors[o] for o in terms)]
+        own = [t for t in terms if source[t] in section.inputs and source[t] == destination.get(step.value)]
+        given = [t for t in terms if source[t] in section.inputs]
         # A running sum such as r + (partial sum of r) keeps the partial sum as its stream.
         partial = [t for t in terms if isinstance(section.step.get(t), Add) and t in found]
+        # A branch is no stream, unless the other terms are computed from it.
         choice = roots or own or partial or (given if len(given) == 1 else [])
         if choice:
             found[step.value] = choice[0]
     return found
+
+
+def _source(section: Section, value: str) -> str:
+    """The value before learned factors and scalars."""
+    step = section.step.get(value)
+    while (isinstance(step, Call) and step.site.op in PLAIN) or (isinstance(step, Add) and len(step.terms) == 1):
+        value = step.args[0]
+        step = section.step.get(value)
+    return value
 
 
 def _letters(i: int) -> str:
