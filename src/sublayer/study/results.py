@@ -171,7 +171,8 @@ def _setup(plan: Plan) -> dict[str, Any]:
 
 
 def _fairness(rows: Sequence[Mapping[str, Any]], designs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    orders = {r["data_order_sha256"] for r in rows if r["data_order_sha256"]}
+    # A run that stopped early has read fewer batches: only whole runs have the same hash.
+    orders = [r["data_order_sha256"] for r in rows if r["status"] == "ok" and r["data_order_sha256"]]
     same_init: bool | None = None
     notes = []
     for seed in sorted({r["seed"] for r in rows}):
@@ -188,7 +189,7 @@ def _fairness(rows: Sequence[Mapping[str, Any]], designs: Sequence[Mapping[str, 
             elif hashes and same_init is None and len(inits) > 1:
                 same_init = True
     return {
-        "same_data_order": None if len([r for r in rows if r["data_order_sha256"]]) < 2 else len(orders) == 1,
+        "same_data_order": len(set(orders)) == 1 if len(orders) > 1 else None,
         "same_init": same_init,
         "parameter_gap": _gap([d["parameters"] for d in designs]),
         "flop_gap": _gap([d["flops_per_token"] for d in designs]),
@@ -210,6 +211,8 @@ def _verdict(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], p
     whole = [r for r in scored if not r["lost"]] or scored
     best, *others = sorted(whole, key=lambda r: r["mean"])
     n = best["n"]
+    if not others and len(scored) > 1:
+        return f"{best['design']} is the only design that lost no run, with a held-out loss of {best['mean']:.4f}.{tail}"
     if not others:
         seeds = f"{n} seed{'s' * (n != 1)}"
         lead = f"{best['design']} reached a held-out loss of {best['mean']:.4f} over {seeds}"
