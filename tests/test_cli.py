@@ -152,12 +152,12 @@ def test_compare_from_text_to_report(text_folder: Path, tmp_path: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    from transformers import AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM
 
     import sublayer.model  # noqa: F401  # registers the Auto classes
 
     best = next(r for r in results["runs"] if r["status"] == "ok")
-    assert AutoModelForMaskedLM.from_pretrained(out / best["model"]).config.design == str(parse("paf"))
+    assert AutoModelForCausalLM.from_pretrained(out / best["model"]).config.design == str(parse("paf"))
 
 
 @pytest.mark.slow

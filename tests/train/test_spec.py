@@ -23,8 +23,8 @@ def test_every_size_is_a_valid_spec():
 
 def test_a_budget_in_tokens_becomes_steps():
     made = TrainSpec.sized("tiny", design="post-norm", tokens=10_000)
-    assert made.tokens_per_step == 2048
-    assert made.total_steps == 5
+    assert made.tokens_per_step == 1024
+    assert made.total_steps == 10
 
 
 def test_warmup_is_a_share_or_a_count(spec):

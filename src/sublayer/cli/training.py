@@ -30,6 +30,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("--qk-norm", bool, "Norm on queries and keys."),
     ("--dropout", float, "Dropout where BERT has it."),
     ("--init", click.Choice(["normal", "deepnorm"]), "Initialisation."),
+    ("--initializer-range", float, "Standard deviation of the initial weights."),
     ("--seq", int, "Tokens a row."),
     ("--batch", int, "Rows a forward pass."),
     ("--accumulation", int, "Forward passes an optimiser step."),

@@ -212,7 +212,8 @@ def _verdict(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], p
     best, *others = sorted(whole, key=lambda r: r["mean"])
     n = best["n"]
     if not others and len(scored) > 1:
-        return f"{best['design']} is the only design that lost no run, with a held-out loss of {best['mean']:.4f}.{tail}"
+        alone = f"{best['design']} is the only design that lost no run"
+        return f"{alone}, with a held-out loss of {best['mean']:.4f}.{tail}"
     if not others:
         seeds = f"{n} seed{'s' * (n != 1)}"
         lead = f"{best['design']} reached a held-out loss of {best['mean']:.4f} over {seeds}"

@@ -44,6 +44,7 @@ def build(spec: TrainSpec, vocabulary: Vocabulary) -> PreTrainedModel:
         "tie_word_embeddings": spec.tie_embeddings,
         "causal": spec.objective == "clm",
         "init": spec.init,
+        "initializer_range": spec.initializer_range,
         "init_seed": spec.seed,
         "pad_token_id": vocabulary.pad,
         "bos_token_id": vocabulary.bos,
