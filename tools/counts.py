@@ -21,8 +21,8 @@ def main() -> int:
     print("| package | files | lines | test files | test lines |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name in packages + modules:
-        # A module of the package's root is tested by a file at the tests' root.
-        test = tests / name if name in packages else tests / f"test_{name}"
+        # A package is tested by a folder of its name, or, like the modules beside it, by a file at the tests' root.
+        test = tests / name if (tests / name).is_dir() else tests / f"test_{name.removesuffix('.py')}.py"
         row = [*count(source / name), *(count(test) if test.exists() else (0, 0))]
         total = [a + b for a, b in zip(total, row, strict=True)]
         print(f"| {name} | " + " | ".join(map(str, row)) + " |")
