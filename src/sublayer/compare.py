@@ -18,7 +18,7 @@ def compare(
     size: str = "tiny",
     seeds: Sequence[int] = (0,),
     lrs: Sequence[float] = (),
-    jobs: int = 1,
+    jobs: int | None = None,
     measure: bool = True,
     resume: bool = False,
     output: IO[str] | None = sys.stderr,
@@ -35,7 +35,7 @@ def compare(
         steps=500``).
         seeds: of the initial weights; three or more give intervals.
         lrs: learning rates; each design is compared at its best.
-        jobs: runs at once.
+        jobs: runs at once; default as many as the cores allow with the threads of a run, at most four.
         measure: look at every ``+`` during training. Changes no result.
         resume: go on with the study in ``out``: run what is missing.
         output: where progress is shown, or ``None``.

@@ -308,3 +308,9 @@ def test_the_code_reads_as_the_equation() -> None:
         "    x = self.stream_norm_2(x + self.ffn(x))\n"
         "    return x\n"
     )
+
+
+def test_factors_beyond_64_bits_are_floats_in_the_code() -> None:
+    source = forward_source(parse("x = x + ffn(1e30*x)").layer(0, 1))
+    assert "1e+30*x" in source
+    assert "norm_a" not in source

@@ -34,8 +34,8 @@ def spec(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def make(**changes: Any) -> TrainSpec:
         settings: dict[str, Any] = {
             "design": "post-norm", "layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "dropout": 0.1, "data": str(texts),
-            "objective": "mlm", "vocab_size": 320, "seq": 32, "batch": 4, "steps": 8, "lr": 1e-2, "eval_rows": 8, "measure_rows": 4,
-            "threads": 1, "log_every": 1, "cache": str(cache), "device": "cpu",
+            "objective": "mlm", "vocab_size": 320, "seq": 32, "batch": 4, "steps": 8, "lr": 1e-2, "eval_rows": 8,
+            "measure_rows": 4, "threads": 1, "log_every": 1, "cache": str(cache), "device": "cpu",
         }  # fmt: skip
         return TrainSpec(**{**settings, **changes})
 

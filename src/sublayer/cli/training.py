@@ -104,7 +104,7 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study.  [default: sublayer-study]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out: run only what is missing.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once.  [default: cores / threads, at most 4]")
 @click.option("--no-measure", is_flag=True, help="Do not look inside the models.")
 def compare(
     designs: tuple[str, ...],
@@ -113,7 +113,7 @@ def compare(
     config: Path | None,
     out: Path | None,
     resume: bool,
-    jobs: int,
+    jobs: int | None,
     no_measure: bool,
     **settings: Any,
 ) -> None:

@@ -1,7 +1,11 @@
 """The forward of a section as Python source: the text that `sublayer show --code` prints is the code that runs."""
 
+import re
+
 from sublayer.notation.program import Add, Call, Section
 
+# Tensors take no integers beyond 64 bits, and floats hold none of these digits anyway.
+_LONG_INTEGER = re.compile(r"(?<![\w.])\d{16,}(?![\w.])")
 CONTEXTUAL = frozenset({"attn", "dot"})  # operators that also read the context: masks, positions, cache
 
 
@@ -13,7 +17,7 @@ def forward_source(section: Section, tap: bool = False) -> str:
     every value, inputs included, passes through ``self.tap(name, value)``, which may replace it.
     """
     lines = _tapped_lines(section) if tap else section.render(_call)
-    body = [f"{target} = {text}" for target, text in lines if target != text]
+    body = [f"{target} = {_LONG_INTEGER.sub(_as_float, text)}" for target, text in lines if target != text]
     scalars = [c for s in section.steps if isinstance(s, Add) for c, _ in s.terms]
     free = {name for name in ("layer", "depth") for c in scalars if name in str(c)}
     head = [f"{name} = self.{name}" for name in ("layer", "depth") if name in free]
@@ -22,6 +26,10 @@ def forward_source(section: Section, tap: bool = False) -> str:
     source = [f"def forward(self, {', '.join(section.inputs)}, context):"]
     source += [f"    {line}" for line in (*head, *body, f"return {outputs}")]
     return "\n".join(source) + "\n"
+
+
+def _as_float(integer: re.Match[str]) -> str:
+    return repr(float(integer.group()))
 
 
 def _call(call: Call, args: list[str]) -> str:

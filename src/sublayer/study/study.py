@@ -1,6 +1,7 @@
 """`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 PLAN = "plan.json"
+MAX_JOBS = 4  # without being asked for more: a run of the tiny size takes about 0.7 GB
 
 
 class Study:
@@ -93,7 +95,7 @@ def run_study(
     plan: Plan,
     out: str | Path | None = None,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     measure: bool = True,
     resume: bool = False,
     output: IO[str] | None = sys.stderr,
@@ -105,6 +107,7 @@ def run_study(
 
     ``report`` is `sublayer.report.write`, or another function of the results, the study's folder and the page's path.
     """
+    jobs = _default_jobs(plan) if jobs is None else jobs
     if jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
     facts = _prepare(plan, output)
@@ -127,6 +130,12 @@ def run_study(
         finally:
             study = _write(plan, folder, facts, line, report)
     return study
+
+
+def _default_jobs(plan: Plan) -> int:
+    """As many runs as the cores allow; a run without a number of threads takes all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_JOBS, cores // (plan.base.threads or cores)))
 
 
 def _prepare(plan: Plan, output: IO[str] | None) -> Mapping[str, Any]:

@@ -22,25 +22,14 @@ Objective = Literal["mlm", "clm"]
 #: Shapes and budgets by name. `tiny` is sized for two CPU cores and about half a minute a run; `small` for a
 #: workstation's CPU over lunch or any GPU; `base` and `large` have the shape of BERT-base and BERT-large. Narrower
 #: models start from wider initial weights: with 0.02 the tiny ones need most of their budget to leave the plateau of
-#: word frequencies.
-_SHAPE = (
-    "layers",
-    "hidden",
-    "heads",
-    "ffn",
-    "seq",
-    "batch",
-    "vocab_size",
-    "steps",
-    "lr",
-    "eval_rows",
-    "initializer_range",
-)
+#: word frequencies. A tiny run has one thread: two runs at once are then faster than one after the other, and the
+#: weights are the same whatever the number of cores.
+_SHAPE = "layers hidden heads ffn seq batch vocab_size steps lr eval_rows initializer_range threads".split()
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 200, 2e-3, 128, 0.05), strict=True)),
-    "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256, 0.03), strict=True)),
-    "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512, 0.02), strict=True)),
-    "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512, 0.02), strict=True)),
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 200, 2e-3, 128, 0.05, 1), strict=True)),
+    "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256, 0.03, None), strict=True)),
+    "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512, 0.02, None), strict=True)),
+    "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512, 0.02, None), strict=True)),
 }
 
 #: Settings that may differ between a checkpoint and the run that resumes from it: none of them changes a weight.
