@@ -79,8 +79,13 @@ def test_bad_plans_are_refused_before_anything_runs(
 
 def test_config_files(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text("designs: [paf, 'x = x + attn(norm(x))']\nseeds: [0, 1]\nkv-heads: 2\n")
-    assert read_config(path) == {"designs": ["paf", "x = x + attn(norm(x))"], "seeds": [0, 1], "kv_heads": 2}
+    path.write_text("designs: [paf, 'x = x + attn(norm(x))']\nseeds: [0, 1]\nkv-heads: 2\nlrs: [1e-3, 3E-4]\n")
+    assert read_config(path) == {
+        "designs": ["paf", "x = x + attn(norm(x))"],
+        "seeds": [0, 1],
+        "kv_heads": 2,
+        "lrs": [1e-3, 3e-4],
+    }
     for text, rule in [
         ("- a\n", "must hold settings"),
         ("designs: paf\n", "must be a list"),
@@ -91,6 +96,15 @@ def test_config_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(StudyError, match=rule):
             read_config(path)
+
+
+def test_the_plan_of_a_study_is_a_config_for_the_next(tmp_path: Path) -> None:
+    plan = Plan.make(
+        ["paf", "x = x + attn(norm(x)) + norm(x)"], seeds=(0, 2), lrs=(1e-3, 2e-3), tokens=10_000, kv_heads=2
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.to_dict()))
+    assert Plan.make(**read_config(path)) == plan
 
 
 def test_a_damaged_plan_file_is_refused(tmp_path: Path) -> None:

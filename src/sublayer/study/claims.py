@@ -1,4 +1,4 @@
-"""Two claims about Transformer blocks, each answered for each design by a rule written before the numbers.
+"""Two claims about Transformer blocks, each answered for every design by one rule that is written down.
 
 ffn-isotropy: the FFN's term keeps token embeddings isotropic. attention-small: what attention adds is small beside
 the stream it is added to. Both come from the parallel-attention-and-FFN design (Sonkar & Baraniuk 2023,

@@ -166,20 +166,35 @@ def read_config(path: Path) -> dict[str, Any]:
     run."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Plain values only, and 1e-3 is a number, as in JSON and Python."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise StudyError(f"{path} must hold settings such as `designs: [post-norm, paf]`, got {type(data).__name__}")
+    if "format" in data and "setup" in data:
+        return _of_plan(Plan.from_dict(data))
     for key in ("designs", "seeds", "lrs"):
         if key in data and not isinstance(data[key], list):
             raise StudyError(f"{key} in {path} must be a list, got {data[key]!r}")
     if not all(isinstance(d, str) for d in data.get("designs", ())):
         raise StudyError(f"designs in {path} must be names or equations in quotes, got {data['designs']!r}")
     return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def _of_plan(plan: Plan) -> dict[str, Any]:
+    """The plan that a study wrote, as settings for a new study."""
+    designs = [p.design.name or str(p.design) for p in plan.designs]
+    settings = {k: v for k, v in plan.base.to_dict().items() if k not in _OWN}
+    return {**settings, "designs": designs, "seeds": list(plan.seeds), "lrs": list(plan.lrs)}
 
 
 def _intervals(size: str, settings: Mapping[str, Any]) -> dict[str, int]:
