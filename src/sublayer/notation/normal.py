@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sublayer.notation.assemble import build
 from sublayer.notation.graph import OPERATORS, Graph, Linear
-from sublayer.notation.parse import Wiring
-from sublayer.notation.program import Add, Section, build
+from sublayer.notation.program import Add, Section
 from sublayer.notation.scalar import ONE, Scalar
 from sublayer.notation.text import LayerRange
+from sublayer.notation.wiring import Wiring
 
 MAX_TRIES = 24  # orders tried where symmetric terms tie; all of them print the same except in contrived designs
 MAX_WORK = 2000  # nodes times tries, so that a large symmetric design is still read at once
