@@ -1,9 +1,11 @@
-"""From ordered steps to a section: sites get names, sums their streams, and statements the variables they are held in."""
+"""From ordered steps to a section: sites get their names, sums their streams, values their variables."""
 
 from collections import Counter
 
 from sublayer.notation.graph import BRANCHES, NORMS, PLAIN
 from sublayer.notation.program import Add, Call, Section, Site, Statement, Step
+
+MAX_INLINE = 12  # calls nested in one expression before an inner value gets a name
 
 
 def build(

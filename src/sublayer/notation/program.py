@@ -10,8 +10,6 @@ from functools import cached_property
 from sublayer.notation.graph import BRANCHES
 from sublayer.notation.scalar import Scalar, render
 
-MAX_INLINE = 12  # calls nested in one expression before an inner value gets a name
-
 
 @dataclass(frozen=True)
 class Site:
