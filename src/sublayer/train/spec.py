@@ -19,14 +19,14 @@ from .errors import TrainError
 
 Objective = Literal["mlm", "clm"]
 
-#: Shapes and budgets by name. `tiny` is sized for two CPU cores and about half a minute a run; `small` for a
+#: Shapes and budgets by name. `tiny` is sized for two CPU cores and about a minute a run; `small` for a
 #: workstation's CPU over lunch or any GPU; `base` and `large` have the shape of BERT-base and BERT-large. Narrower
 #: models start from wider initial weights: with 0.02 the tiny ones need most of their budget to leave the plateau of
 #: word frequencies. A tiny run has one thread: two runs at once are then faster than one after the other, and the
 #: weights are the same whatever the number of cores.
 _SHAPE = "layers hidden heads ffn seq batch vocab_size steps lr eval_rows initializer_range threads".split()
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 200, 2e-3, 128, 0.05, 1), strict=True)),
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 300, 2e-3, 128, 0.05, 1), strict=True)),
     "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256, 0.03, None), strict=True)),
     "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512, 0.02, None), strict=True)),
     "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512, 0.02, None), strict=True)),
@@ -55,7 +55,7 @@ class TrainSpec:
     ffn: int = 512
     hidden_act: str = "gelu"
     norm: str = "layernorm"
-    positions: str = "learned"
+    positions: str = "rotary"
     qk_norm: bool = False
     dropout: float = 0.0
     attention_dropout: float | None = None  # None: the same as `dropout`
