@@ -27,32 +27,14 @@ def build(spec: TrainSpec, vocabulary: Vocabulary) -> PreTrainedModel:
     from sublayer.model import SublayerConfig, SublayerForCausalLM, SublayerForMaskedLM
 
     settings = {
-        "design": spec.design,
+        **spec.model_settings(),
         "vocab_size": vocabulary.size,
-        "hidden_size": spec.hidden,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "intermediate_size": spec.ffn,
-        "hidden_act": spec.hidden_act,
-        "norm": spec.norm,
-        "position_embedding": spec.positions,
-        "max_position_embeddings": spec.seq,
-        "qk_norm": spec.qk_norm,
-        "hidden_dropout_prob": spec.dropout,
-        "attention_probs_dropout_prob": spec.dropout if spec.attention_dropout is None else spec.attention_dropout,
-        "tie_word_embeddings": spec.tie_embeddings,
-        "causal": spec.objective == "clm",
-        "init": spec.init,
-        "initializer_range": spec.initializer_range,
-        "init_seed": spec.seed,
         "pad_token_id": vocabulary.pad,
         "bos_token_id": vocabulary.bos,
         "eos_token_id": vocabulary.end,
-        "attn_implementation": spec.attn_implementation,
     }
     head = SublayerForCausalLM if spec.objective == "clm" else SublayerForMaskedLM
-    return head(SublayerConfig(**{**settings, **spec.model_options}))
+    return head(SublayerConfig(**settings))
 
 
 def kinds(model: PreTrainedModel) -> dict[str, str]:

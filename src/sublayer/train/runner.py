@@ -119,7 +119,7 @@ def _claim(spec: TrainSpec, out: Path, resume: bool) -> dict[str, Any] | None:
 
     if out.exists() and not out.is_dir():
         raise TrainError(f"{out} is a file; give a folder for the run")
-    if (out / SPEC).exists():
+    if (out / SPEC).exists() and not _never_began(out):
         if not resume:
             state = "a finished run" if finished(out) else "a run that is not finished"
             raise TrainError(f"{out} holds {state}; pass --resume to go on with it, or give another folder")
@@ -139,6 +139,16 @@ def _claim(spec: TrainSpec, out: Path, resume: bool) -> dict[str, Any] | None:
     except OSError as error:
         raise TrainError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
     return None
+
+
+def _never_began(out: Path) -> bool:
+    """Whether the folder's run failed before its first step, so that nothing is lost by beginning another there."""
+    try:
+        row = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    failed = isinstance(row, dict) and row.get("status") == "failed" and row.get("steps_done") == 0
+    return failed and not any(out.glob("checkpoint-*"))
 
 
 def _explain(row: dict[str, Any], error: Exception) -> None:

@@ -102,8 +102,11 @@ class TrainSpec:
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):
+            object.__setattr__(self, "report_to", (self.report_to,))
         for name in ("betas", "report_to"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_types(self)
         _check_values(self)
 
@@ -131,6 +134,32 @@ class TrainSpec:
     def warmup_steps(self) -> int:
         """Optimiser steps over which the learning rate rises from zero."""
         return int(self.warmup) if self.warmup >= 1 else math.ceil(self.total_steps * self.warmup)
+
+    def model_settings(self) -> dict[str, Any]:
+        """Fields of `SublayerConfig`, all but those that follow from the tokenizer's special tokens."""
+        return {
+            "design": self.design,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.ffn,
+            "hidden_act": self.hidden_act,
+            "norm": self.norm,
+            "position_embedding": self.positions,
+            "max_position_embeddings": self.seq,
+            "qk_norm": self.qk_norm,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout if self.attention_dropout is None else self.attention_dropout,
+            "tie_word_embeddings": self.tie_embeddings,
+            "causal": self.objective == "clm",
+            "init": self.init,
+            "initializer_range": self.initializer_range,
+            "init_seed": self.seed,
+            "attn_implementation": self.attn_implementation,
+            **self.model_options,
+        }
 
     # -- making, reading, writing -------------------------------------------------------------------------------
 
@@ -213,7 +242,8 @@ def _matches(value: object, kind: Any) -> bool:
         return any(_matches(value, part) for part in typing.get_args(kind))
     if origin is tuple:
         parts = typing.get_args(kind)
-        assert isinstance(value, tuple)
+        if not isinstance(value, tuple):
+            return False
         if parts[-1] is Ellipsis:
             return all(_matches(item, parts[0]) for item in value)
         return len(value) == len(parts) and all(map(_matches, value, parts))
@@ -275,7 +305,10 @@ def _check_values(spec: TrainSpec) -> None:
         f"give either steps or tokens, got steps={spec.steps} and tokens={spec.tokens}",
         "the other follows from seq, batch and accumulation",
     )
-    need((spec.steps or spec.tokens or 0) >= 1, f"the budget must be at least 1, got {spec.steps or spec.tokens}")
+    need(
+        (spec.steps or spec.tokens or 0) >= 1,
+        f"the budget must be at least 1, got {spec.steps if spec.steps is not None else spec.tokens}",
+    )
     need(0 < spec.mask_rate < 1, f"mask_rate must lie between 0 and 1, got {spec.mask_rate}", "BERT's is 0.15")
     for name in ("dropout", "attention_dropout"):
         value = getattr(spec, name)
