@@ -106,6 +106,15 @@ def test_the_catalogue_is_listed_and_searched(
         (["compare", "paf", "--lr", "fast"], "separated by commas"),
         (["compare", "paf", "--seeds", "0,0"], "different"),
         (["compare", "paf", "--steps", "5", "--tokens", "5"], "either steps or tokens"),
+        (["compare", "paf", "--hidden-act", "foo"], "hidden_act"),
+        (["compare", "x = x + moe(x)"], "moe"),
+        (["compare", "paf", "--hidden", "20", "--heads", "4", "--positions", "rotary"], "must be even"),
+        (["compare", "paf", "--batch", "0", "--tokens", "100"], "batch must be at least 1"),
+        (["compare", "paf", "--steps", "0"], "got 0"),
+        (["compare", "paf", "--seeds", ","], "separated by commas"),
+        (["cost", "paf", "--kv-heads", "5"], "divisible"),
+        (["train", "paf", "--data", "no/such/folder", "--out", "never"], "no/such/folder"),
+        (["train", "x = x + moe(x)", "--out", "never"], "moe"),
         (["train", "paf", "--layers", "0", "--out", "never"], "layers must be at least 1"),
         (["train", "block[:3]: x = norm(x)\nblock[3:]: x = x", "--layers", "2", "--out", "never"], "tile the 2 layers"),
     ],
@@ -142,6 +151,8 @@ def test_compare_from_text_to_report(text_folder: Path, tmp_path: Path) -> None:
     assert ("input-norm", "ok") in status
     assert {s for d, s in status if d == "design-3"} <= {"diverged", "ok"}
     assert results["fairness"]["same_data_order"] is True
+    counted = {r["design"]: r["parameters"] for r in results["runs"] if r["status"] == "ok"}
+    assert {d["id"]: d["parameters"] for d in results["designs"] if d["id"] in counted} == counted
     page = (out / "report.html").read_text()
     for row in results["comparison"]["rows"]:
         assert row["mean"] is None or f"{row['mean']:.3f}" in page
@@ -188,3 +199,26 @@ def test_cost_is_printed_and_given_as_json(monkeypatch: pytest.MonkeyPatch, caps
     code, _, err = run(["cost", "paf", "--heads", "7"], monkeypatch, capsys)
     assert code == 2
     assert "divisible" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("out: here\n", "command line"),
+        ("steps: many\n", "steps"),
+        ("size: [a]\n", "size is one of"),
+        ("seeds: [[1]]\n", "whole numbers"),
+        ("lrs: [[1]]\n", "numbers"),
+        ("report_to: 3\n", "report_to"),
+        ("betas: 5\n", "betas"),
+    ],
+)
+def test_bad_config_files_are_one_message_too(
+    text: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(["compare", "paf", "--config", str(path)], monkeypatch, capsys)
+    assert code == 2
+    assert part in err

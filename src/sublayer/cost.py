@@ -35,6 +35,7 @@ from sublayer.notation.program import Call, Section, Site
 
 Head = Literal["lm", "none"] | int
 
+_PLAIN_ACTS = ("relu", "gelu", "gelu_pytorch_tanh", "silu")
 _GATED = ("reglu", "geglu", "swiglu")
 _BUILT = ("attn", "dot", "ffn", *NORMS, "scale", "gate", "stop")
 
@@ -68,10 +69,22 @@ class Sizes:
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
                 raise CostError(f"{field.name} ({value}) must be at least 1: give a positive number")
+        if self.hidden_act not in (*_PLAIN_ACTS, *_GATED):
+            known = ", ".join((*_PLAIN_ACTS, *_GATED))
+            raise CostError(f"hidden_act ({self.hidden_act!r}) must be one of {known}: choose one of them")
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise CostError(
+                f"num_attention_heads ({self.num_attention_heads}) must be divisible by num_key_value_heads "
+                f"({self.num_key_value_heads}): change one of them"
+            )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise CostError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
                 f"({self.num_attention_heads}): change one of them, or give head_dim"
+            )
+        if self.position_embedding == "rotary" and self._head % 2:
+            raise CostError(
+                f"head_dim ({self._head}) must be even for rotary positions: change it, or use learned ones"
             )
 
     @property

@@ -314,3 +314,28 @@ def test_factors_beyond_64_bits_are_floats_in_the_code() -> None:
     source = forward_source(parse("x = x + ffn(1e30*x)").layer(0, 1))
     assert "1e+30*x" in source
     assert "norm_a" not in source
+
+
+def test_constant_streams_that_cancel_are_refused() -> None:
+    for text in (
+        "embed: x = e; y = e\nblock: x = x + norm(e - y)",
+        "embed: x = e; y = e\nblock: x = e - y",
+        "embed: x = e; r = e\nblock: x = x + attn(x)\nfinal: x = e - r",
+    ):
+        with pytest.raises(DesignError, match="always zero"):
+            parse(text)
+    assert same("embed: x = e; r = e; s = e\nblock: x = x + attn(r); r = s", "x = x + attn(e)")
+
+
+@pytest.mark.parametrize("text", ["block: pre-norm", "x = pre_norm(x)", "x = x + prenorm(x)", "pre-norm(x)"])
+def test_the_word_pre_norm_is_refused_inside_a_design_too(text: str) -> None:
+    with pytest.raises(DesignError, match="two designs"):
+        parse(text)
+
+
+def test_sums_below_a_line() -> None:
+    assert same("x = (layer + 1)/(layer + 1)*x", "x = 1*x")
+    assert same("x = sqrt(layer + 1)**2*x", "x = (layer + 1)*x")
+    assert str(parse("x = norm(x/sqrt(layer)/(depth + layer))")) == "x = norm(x/sqrt(layer)/(depth + layer))"
+    with pytest.raises(DesignError, match="1e300"):
+        parse("x = 1e308*x")

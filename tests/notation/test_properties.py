@@ -1,5 +1,6 @@
 """What must hold for every design and every text."""
 
+import math
 import pickle
 import random
 import string
@@ -7,7 +8,7 @@ import string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublayer.notation import Design, DesignError, designs, parse
+from sublayer.notation import Add, Design, DesignError, designs, parse
 from tests.notation.strategies import Spec, specs
 
 
@@ -181,3 +182,18 @@ def test_texts_made_to_exhaust_the_reader_are_refused() -> None:
 def test_chains_of_shared_sums_are_read_at_once() -> None:
     for text in ("; ".join(["x = x + norm(x)"] * 120), "; ".join(["x = norm(x) + norm(x)"] * 100)):
         assert parse(str(parse(text))) == parse(text)
+
+
+PIECES = "layer depth 2 3 0.5 (layer+1) (depth-layer+1) sqrt(layer) sqrt(layer+1) (2*layer)**0.25".split()
+PIECES += ["(layer+1)**1.5", "2**layer"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("*/"), st.sampled_from(PIECES)), min_size=1, max_size=6))
+def test_scalars_print_what_they_are_and_keep_their_value(factors: list[tuple[str, str]]) -> None:
+    expression = "1" + "".join(sign + piece for sign, piece in factors)
+    design = parse(f"x = x + {expression}*attn(x)")
+    assert parse(str(design)) == design
+    (add,) = (s for s in design.layer(2, 7).steps if isinstance(s, Add))
+    expected = eval(expression, {"layer": 3, "depth": 7, "sqrt": math.sqrt})
+    assert math.isclose({t: c for c, t in add.terms}["v1"].value(3, 7), expected, rel_tol=1e-9)

@@ -72,11 +72,12 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
         if value is None:
             return ()
         try:
-            return tuple(kind(part) for part in value.split(",") if part.strip())
+            found = tuple(kind(part) for part in value.split(",") if part.strip())
         except ValueError:
-            raise click.BadParameter(
-                f"{name} are numbers separated by commas, got {value!r}", context, parameter
-            ) from None
+            found = ()
+        if not found:
+            raise click.BadParameter(f"{name} are numbers separated by commas, got {value!r}", context, parameter)
+        return found
 
     return read
 
@@ -164,16 +165,18 @@ def compare(
 @click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
 def train(design: str, config: Path | None, out: Path, resume: bool, no_measure: bool, **settings: Any) -> None:
     """Train one model: one run of a study, with the same options. OUT is a Hugging Face checkpoint in the end."""
-    from sublayer.notation import parse
-    from sublayer.train import TrainSpec
+    from sublayer.study import Plan
+    from sublayer.train import prepare
     from sublayer.train import run as run_one
 
-    wiring = parse(design)
     values = _read(config)
     values.update({k: v for k, v in _given(settings).items() if v is not None})
-    size = values.pop("size", None) or "tiny"
-    spec = TrainSpec.sized(size, **{**values, "design": str(wiring)})
-    wiring.check_depth(spec.layers)
+    for key in ("designs", "seeds", "lrs"):
+        values.pop(key, None)  # of a study; this is one run
+    seed, lr, size = values.pop("seed", 0), values.pop("lr", None), values.pop("size", "tiny")
+    (planned,) = Plan.make([design], seeds=(seed,), lrs=() if lr is None else (lr,), size=size, **values).runs()
+    spec = planned.spec
+    prepare(spec)  # data that cannot be read is refused before the folder is begun
     row = run_one(spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr)
     if row["status"] == "ok":
         click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")

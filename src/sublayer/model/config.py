@@ -1,6 +1,7 @@
 """The configuration: sizes, kinds of operators, and the whole equation of the wiring."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -230,6 +231,15 @@ class SublayerConfig(PreTrainedConfig):
             if value not in choices:
                 known = f"{', '.join(choices)}{_suggest(value, choices)}"
                 raise ValueError(f"{name} ({value!r}) must be one of {known}: choose one of them")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id ({self.pad_token_id}) must lie within 0..{self.vocab_size - 1}: give an id of the "
+                "vocabulary, or None"
+            )
+        for name in ("scale_init", "gate_init", "dyt_alpha_init"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} ({value}) must be finite: give a number")
         self._check_heads()
         # Ranges such as block[:25%] must tile the depth: this raises a DesignError that says how they do not.
         self.wiring.check_depth(self.num_hidden_layers)

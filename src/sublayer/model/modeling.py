@@ -168,6 +168,7 @@ class SublayerModel(SublayerPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(embeddings, attention_mask, sequence_ids, cache)
         if self.embed_positions is not None:
+            self._check_positions(position_ids)
             embeddings = embeddings + self.embed_positions(position_ids)
         context = self._context(embeddings, attention_mask, position_ids, sequence_ids, cache, kwargs)
         if cache is not None and self.cache_slots == 0:
@@ -219,17 +220,18 @@ class SublayerModel(SublayerPreTrainedModel):
         if sequence_ids is not None:
             return document_positions(sequence_ids)
         seen = 0 if cache is None else cache.get_seq_length()
-        length = embeddings.shape[1]
-        if (
-            self.embed_positions is not None
-            and isinstance(seen, int)
-            and seen + length > self.config.max_position_embeddings
-        ):
+        return token_positions(embeddings, attention_mask if isinstance(attention_mask, Tensor) else None, seen)
+
+    def _check_positions(self, position_ids: Tensor) -> None:
+        """Refuse positions beyond the learned table. Where looking at a number would stop a GPU or a trace, torch
+        does."""
+        rows = self.config.max_position_embeddings
+        plain = type(position_ids) is Tensor and position_ids.device.type == "cpu" and position_ids.numel() > 0
+        if plain and not torch.compiler.is_compiling() and int(position_ids.max()) >= rows:
             raise ValueError(
-                f"{seen + length} tokens exceed max_position_embeddings ({self.config.max_position_embeddings}): "
+                f"{int(position_ids.max()) + 1} tokens exceed max_position_embeddings ({rows}): "
                 "shorten the input, or use position_embedding='rotary' or 'none'"
             )
-        return token_positions(embeddings, attention_mask if isinstance(attention_mask, Tensor) else None, seen)
 
     def _context(
         self,

@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 # The literature uses this one word for two designs, so the notation has none for it.
-_PRE_NORM = frozenset({"prenorm", "prenormed", "prenormalization", "prenormalisation"})
+_PRE_NORM = frozenset(
+    {"prenorm", "pre.norm", "prenormed", "prenormalization", "prenormalisation", "prermsnorm", "prenormtransformer"}
+)
 
 
 def designs() -> tuple[Entry, ...]:

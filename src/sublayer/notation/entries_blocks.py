@@ -25,7 +25,7 @@ BLOCKS: tuple[Entry, ...] = (
         citation="Xiong et al. (2020), On Layer Normalization in the Transformer Architecture, arXiv:2002.04745; "
         "earlier Wang et al. (2019), arXiv:1906.01787, and Baevski and Auli (2019), arXiv:1809.10853",
         used="GPT-2 and GPT-3, Llama, Mistral, Qwen, T5, ViT and most language models since 2020",
-        aliases=("pre-ln",),
+        aliases=("pre-ln", "pre-layer-norm", "pre-layer-normalization"),
     ),
     Entry(
         name="output-norm",

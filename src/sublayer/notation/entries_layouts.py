@@ -115,13 +115,13 @@ LAYOUTS: tuple[Entry, ...] = (
     Entry(
         name="embedding-mix",
         title="Embedding mixed into every layer",
-        text="embed: x = norm(e); r = x\nblock: x = gate(x) + gate(r); x = x + attn(norm(x)); x = x + ffn(norm(x))",
+        text="embed: x = norm(e); r = x\nblock: x = x + gate(r); x = x + attn(norm(x)); x = x + ffn(norm(x))",
         citation="Jordan et al. (2024), modded-nanogpt, github.com/KellerJordan/modded-nanogpt; Karpathy (2025), "
         "nanochat, github.com/karpathy/nanochat",
         used="modded-nanogpt and nanochat (x0_lambdas and resid_lambdas)",
         aliases=("x0-lambdas",),
-        note="Both projects also mix value embeddings into the attention, start the two gates at 1 and near 0, and "
-        "use norms without weights.",
+        note="Both projects also give the stream's own part a gate that starts at 1, mix value embeddings into the "
+        "attention, and use norms without weights.",
     ),
     Entry(
         name="input-injection",

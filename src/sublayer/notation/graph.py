@@ -86,10 +86,3 @@ class Graph:
     def inputs_of(self, streams: frozenset[str]) -> set[str]:
         """Names of the inputs that the outputs of ``streams`` depend on."""
         return {self.nodes[i].name for i in self.live(streams) if self.nodes[i].op == "input"}
-
-    def is_identity(self, stream: str) -> bool:
-        """Whether the section hands the stream on as it was given."""
-        value = self.outputs.get(stream)
-        if value is None:
-            return True
-        return len(value) == 1 and value[0][1].is_one and self.nodes[value[0][0]] == Node("input", name=stream)

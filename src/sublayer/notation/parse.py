@@ -1,14 +1,17 @@
 """From statements to the wiring graph: names are resolved, sums flattened, scalars folded."""
 
 import ast
+import re
 from dataclasses import dataclass, field
 
 from sublayer.notation import graph as g
+from sublayer.notation.catalogue import ambiguous
 from sublayer.notation.errors import DesignError
 from sublayer.notation.scalar import ONE, SYMBOLS, Scalar, ScalarError
 from sublayer.notation.text import Statement, nearest
 
 Value = g.Linear | Scalar
+_PRE_NORM = re.compile(r"\bpre[-_ ]?norm", re.IGNORECASE)
 
 # What people write for an operator in papers and code.
 SPELLINGS = {
@@ -51,6 +54,9 @@ class Reader:
         expected: str | None = None,
         nearest: str | None = None,
     ) -> DesignError:
+        if word := _PRE_NORM.search(statement.source):
+            # The one word with two meanings, wherever it stands.
+            rule, expected, nearest = ambiguous(word.group()) or rule, "input-norm or output-norm, as an equation", None
         return DesignError(rule, self.text, *statement.place(node), expected=expected, nearest=nearest)
 
     def run(self, statements: tuple[Statement, ...]) -> None:
@@ -86,7 +92,7 @@ class Reader:
                 tree,
                 "a statement assigns a value, got an expression",
                 expected="x = ...",
-                nearest=f"x = {statement.source.strip()}",
+                nearest=self._as_value(statement, tree.value),
             )
         if not isinstance(tree, ast.Assign):
             raise self.fail(
@@ -105,6 +111,14 @@ class Reader:
             )
         self._check_name(statement, tree.targets[0], name)
         return name, tree.value
+
+    def _as_value(self, statement: Statement, expression: ast.expr) -> str | None:
+        """The expression as an assignment to x, if that is a statement."""
+        try:
+            value = self.value(statement, expression)
+        except DesignError:
+            return None
+        return None if isinstance(value, Scalar) else f"x = {statement.source.strip()}"
 
     def _check_name(self, statement: Statement, node: ast.AST, name: str) -> None:
         if not (name[0].islower() and name == name.lower()) or name.startswith("_"):

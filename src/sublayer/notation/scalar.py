@@ -3,7 +3,9 @@
 A scalar is kept as a sum of monomials ``c * b1**p1 * b2**p2 ...`` with a rational ``c`` and rational exponents. A
 base is a
 prime, ``layer``, ``depth``, or a scalar that cannot be taken apart. Equal expressions therefore have one form:
-``2**0.25 * depth**0.25`` is ``(2*depth)**0.25``.
+``2**0.25 * depth**0.25`` is ``(2*depth)**0.25``. Sums are multiplied out above a division line and kept below it, so
+that
+``1/(layer + 1)**2`` and ``1/(layer + 1)/(layer + 1)`` are the one limit: equal numbers in two forms.
 """
 
 import math
@@ -16,6 +18,8 @@ from typing import Union
 MAX_TERMS = 32  # monomials in one scalar
 MAX_BITS = 2048  # size of a numerator or denominator
 MAX_EXPONENT = 256
+MAX_EXPANDED = 4  # whole powers of sums up to this are multiplied out
+LARGEST = Fraction(10) ** 300
 MAX_DIGITS = 12  # decimals longer than this are printed as a fraction
 _TRIAL_DIVISION = 4096
 
@@ -92,12 +96,24 @@ class Scalar:
     def __mul__(self, other: "Scalar") -> "Scalar":
         if len(self.terms) * len(other.terms) > MAX_TERMS * MAX_TERMS:
             raise ScalarError("the scalar has too many terms")
+        for sum_, single in ((self, other), (other, self)):
+            if len(sum_.terms) > 1 and len(single.terms) == 1:
+                content = sum_._content()
+                primitive = Scalar(tuple((m, c / content) for m, c in sum_.terms))
+                if any(atom == primitive for atom, _ in single.terms[0][0]):
+                    # (layer + 1) meets a power of itself: the exponents add, and nothing is multiplied out.
+                    monomial, c = _multiply(((primitive, Fraction(1)), *single.terms[0][0]))
+                    return _expanded(monomial, single.terms[0][1] * content * c)
+        total = ZERO
         products = []
         for m1, c1 in self.terms:
             for m2, c2 in other.terms:
                 monomial, c = _multiply(m1 + m2)
-                products.append((monomial, c1 * c2 * c))
-        return _collect(products)
+                if _whole_sum(monomial):
+                    total = total + _expanded(monomial, c1 * c2 * c)
+                else:
+                    products.append((monomial, c1 * c2 * c))
+        return total + _collect(products)
 
     def __truediv__(self, other: "Scalar") -> "Scalar":
         return self * other.power(Scalar.number(-1))
@@ -117,7 +133,7 @@ class Scalar:
             if p < 0:
                 raise ScalarError("division by zero")
             return ZERO
-        if p.denominator == 1 and 0 < p <= 4 and len(self.terms) > 1:
+        if p.denominator == 1 and 0 < p <= MAX_EXPANDED and len(self.terms) > 1:
             result = self
             for _ in range(int(p) - 1):
                 result = result * self
@@ -133,7 +149,7 @@ class Scalar:
         if p.denominator == 1:
             _check_power(content, int(p))
             merged, c = _multiply(tuple((atom, e * p) for atom, e in monomial))
-            return _collect([(merged, content ** int(p) * c)])
+            return _expanded(merged, content ** int(p) * c)
         if content < 0 and (not monomial or _positive(monomial)):
             raise ScalarError(f"a negative number has no real power {p}")
         if content < 0 or not (_positive(monomial) or (len(self.terms) > 1)):
@@ -141,7 +157,7 @@ class Scalar:
             return _of_atom(self, p)
         factors = [(prime, e * p) for prime, e in _factor(content)]
         merged, c = _multiply(tuple(factors) + tuple((atom, e * p) for atom, e in monomial))
-        return _collect([(merged, c)])
+        return _expanded(merged, c)
 
     def _content(self) -> Fraction:
         """The rational factor that leaves coprime integer coefficients, the first one positive."""
@@ -192,21 +208,30 @@ def render(scalar: Scalar, factor: str) -> str:
 def _render_monomial(monomial: Monomial, coefficient: Fraction, factor: str) -> str:
     """``coefficient * monomial * factor`` for a positive coefficient, primes gathered under the roots of the
     symbols."""
-    roots: dict[Fraction, list[str]] = {}
-    primes = [(atom, e) for atom, e in monomial if isinstance(atom, int)]
-    others = [(atom, e) for atom, e in monomial if not isinstance(atom, int)]
-    for atom, e in others:
-        roots.setdefault(e, []).append(_render_atom(atom))
-    for prime, e in primes:
-        for exponent in sorted(roots, reverse=True):
-            if (exponent - e).denominator == 1 and exponent.denominator > 1:
-                coefficient *= Fraction(prime) ** int(e - exponent)
-                roots[exponent].insert(0, str(prime))
-                break
-        else:
-            roots.setdefault(e, []).insert(0, str(prime))
+    roots: dict[Fraction, list[str]] = {}  # exponent -> symbols and primes under one root
     above: list[str] = []
     below: list[str] = []
+    apart: list[str] = []  # divisors written one by one: as one product they would be multiplied out when read
+    for atom, e in monomial:
+        if isinstance(atom, str):
+            roots.setdefault(e, []).append(atom)
+    for atom, e in monomial:
+        if isinstance(atom, int):
+            for exponent in sorted(roots, reverse=True):
+                if (exponent - e).denominator == 1 and exponent.denominator > 1:
+                    coefficient *= Fraction(atom) ** int(e - exponent)
+                    roots[exponent].insert(0, str(atom))
+                    break
+            else:
+                roots.setdefault(e, []).insert(0, str(atom))
+        elif not isinstance(atom, str):
+            text = _render_atom(atom)
+            if e.denominator == 1 and -MAX_EXPANDED <= e < 0:
+                apart += [text] * -int(e)
+            elif e == 1:
+                above.append(text)
+            else:
+                (above if e > 0 else apart).append(_render_power([text], abs(e)))
     for exponent, bases in sorted(roots.items(), key=lambda item: (-item[0], item[1])):
         side = above if exponent > 0 else below
         if abs(exponent) == 1:
@@ -221,9 +246,9 @@ def _render_monomial(monomial: Monomial, coefficient: Fraction, factor: str) -> 
     if factor:
         above.append(factor)
     text = "*".join(above) or "1"
-    if len(below) == 1:
-        return f"{text}/{below[0]}"
-    return f"{text}/({'*'.join(below)})" if below else text
+    if below:
+        text += f"/{below[0]}" if len(below) == 1 else f"/({'*'.join(below)})"
+    return text + "".join(f"/{divisor}" for divisor in apart)
 
 
 def _fold_ints(bases: list[str]) -> list[str]:
@@ -236,7 +261,7 @@ def _fold_ints(bases: list[str]) -> list[str]:
 def _render_power(bases: list[str], exponent: Fraction) -> str:
     product = "*".join(bases)
     if exponent == Fraction(1, 2):
-        return f"sqrt({product})"
+        return f"sqrt{product}" if len(bases) == 1 and product.startswith("(") else f"sqrt({product})"
     text, below = _decimal(exponent)
     power = text if below == "1" else f"({text}/{below})"
     single = len(bases) == 1 and (bases[0].isalnum() or bases[0].startswith("("))
@@ -307,6 +332,26 @@ def _multiply(factors: Monomial) -> tuple[Monomial, Fraction]:
     return tuple(kept), coefficient
 
 
+def _whole_sum(monomial: Monomial) -> "Scalar | None":
+    """A sum that stands in the monomial with a small whole power, which is written out."""
+    for atom, e in monomial:
+        if isinstance(atom, Scalar) and e.denominator == 1 and 0 < e <= MAX_EXPANDED:
+            return atom
+    return None
+
+
+def _expanded(monomial: Monomial, coefficient: Fraction) -> Scalar:
+    """``coefficient * monomial`` with whole powers of sums multiplied out, so that they can be added to others."""
+    base = _whole_sum(monomial)
+    if base is None:
+        return _collect([(monomial, coefficient)])
+    exponent = int(next(e for atom, e in monomial if atom == base))
+    result = _expanded(tuple((atom, e) for atom, e in monomial if atom != base), coefficient)
+    for _ in range(exponent):
+        result = result * base
+    return result
+
+
 def _of_atom(atom: "Atom", exponent: Fraction) -> Scalar:
     return Scalar(((((atom, exponent),), Fraction(1)),))
 
@@ -369,6 +414,8 @@ def _real_power(base: float, exponent: Fraction | float) -> float:
 
 
 def _check_size(value: Fraction) -> None:
+    if value and not 1 / LARGEST <= abs(value) <= LARGEST:
+        raise ScalarError("a number must lie within 1e-300 and 1e300")
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise ScalarError("the number is too large or too small")
 

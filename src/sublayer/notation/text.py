@@ -11,7 +11,8 @@ from sublayer.notation.errors import DesignError
 MAX_TEXT = 20_000  # characters
 MAX_NESTING = 90  # open brackets, below the limit of Python's own parser
 MAX_SIGNS = 32  # unary signs in a row
-MAX_NUMBER = 64  # characters of one number
+MAX_NUMBER = 400  # characters of one number
+MAX_WORD = 64  # characters of a word that a nearest spelling is looked for
 
 SECTIONS = ("embed", "block", "final")
 _LABEL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(\[[^\]\n;]*\])?\s*:(?!=)")
@@ -291,7 +292,7 @@ def nearest(word: str, known: "tuple[str, ...] | list[str]") -> str | None:
     """The known word closest in spelling, if one is close."""
     import difflib
 
-    if len(word) > MAX_NUMBER:
+    if len(word) > MAX_WORD:
         return None
     lowered = {k.lower(): k for k in known}
     found = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)

@@ -128,11 +128,10 @@ def _prune(wiring: Wiring) -> Wiring:
         if reads <= live:
             break
         live |= reads
-    constant = {
-        s
-        for s in live - {"x"}
-        if wiring.embed.outputs[s] == wiring.embed.input("e") and all(b.is_identity(s) for _, b in wiring.blocks)
-    }
+    constant = {s for s in live - {"x"} if wiring.embed.outputs[s] == wiring.embed.input("e")}
+    # A stream stays the embedding if every block hands it on, or another that stays so.
+    while changed := {s for s in constant if not all(_one_of(b, s, constant | {"e"}) for _, b in wiring.blocks)}:
+        constant -= changed
     keep = tuple(s for s in wiring.streams if s in live - constant)
     rebuilt = []
     for graph in graphs:
@@ -148,6 +147,15 @@ def _prune(wiring: Wiring) -> Wiring:
     )
 
 
+def _one_of(block: g.Graph, stream: str, names: set[str]) -> bool:
+    """Whether the block gives a stream the value of one of the named inputs."""
+    value = block.outputs[stream]
+    if len(value) != 1 or not value[0][1].is_one:
+        return False
+    node = block.nodes[value[0][0]]
+    return node.op == "input" and node.name in names
+
+
 def _copy(graph: g.Graph, outputs: tuple[str, ...], rename: dict[str, str]) -> g.Graph:
     """The part of a graph that ``outputs`` need, inputs renamed."""
     new = g.Graph()
@@ -158,6 +166,11 @@ def _copy(graph: g.Graph, outputs: tuple[str, ...], rename: dict[str, str]) -> g
         total: g.Linear = ()
         for node, c in value:
             total = g.add(total, ((index[node], c),))
+        if not total:
+            raise DesignError(
+                "a value is always zero: a stream that stays the embedding output is taken from e itself",
+                expected="a value that depends on x",
+            )
         return total
 
     for i, node in enumerate(graph.nodes):

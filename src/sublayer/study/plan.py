@@ -5,10 +5,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sublayer.cost import Cost, Sizes, cost
 from sublayer.notation import Design, DesignError, parse
 from sublayer.study.errors import StudyError
 from sublayer.train.spec import SIZES, TrainSpec
@@ -17,6 +18,8 @@ DEFAULT_DESIGNS = ("post-norm", "paf", "input-norm", "output-norm")
 FORMAT = 1
 # Settings of a run that the study sets itself.
 _OWN = ("design", "seed", "lr")
+# What says how a study is run, not what it is.
+_COMMAND_LINE = ("out", "resume", "jobs", "measure", "command", "output", "config")
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,22 @@ class Plan:
                     f"{key}={settings[key]!r}"
                 )
         chosen = [parse(d) for d in (designs or DEFAULT_DESIGNS)]
-        if size not in SIZES:
+        if not isinstance(size, str) or size not in SIZES:
             raise StudyError(f"size is one of {', '.join(SIZES)}, got {size!r}; or give layers, hidden, heads and ffn")
-        if not seeds or len(set(seeds)) != len(seeds):
+        if not seeds or not all(type(s) is int for s in seeds) or len(set(seeds)) != len(seeds):
             raise StudyError(f"seeds are different whole numbers, at least one, got {list(seeds)}")
-        if len(set(lrs)) != len(lrs):
-            raise StudyError(f"learning rates must differ, got {list(lrs)}")
-        if settings.get("measure_every") is None and settings.get("eval_every") is None:
-            settings.update(_intervals(size, settings))
+        if not all(type(lr) in (int, float) for lr in lrs) or len(set(lrs)) != len(lrs):
+            raise StudyError(f"learning rates are numbers that differ, got {list(lrs)}")
         base = TrainSpec.sized(size, design=str(chosen[0]), seed=seeds[0], **settings)
+        if settings.get("measure_every") is None and settings.get("eval_every") is None:
+            # About eight evaluations and four measurements a run.
+            steps = base.total_steps
+            base = base.with_(eval_every=max(1, steps // 8), measure_every=max(1, steps // 4))
         plan = cls(_with_ids(chosen), base, tuple(lrs) or (base.lr,), tuple(seeds))
         plan.runs()  # every setting is checked before anything starts
         for planned in plan.designs:
-            planned.design.check_depth(base.layers)
+            # Parts that cannot be built, sizes that do not fit and ranges that do not tile are refused here.
+            price(base.with_(design=str(planned.design)))
         return plan
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -161,6 +167,14 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def price(spec: TrainSpec, vocab_size: int | None = None) -> Cost:
+    """The cost of one run's model by formulas, for the run's batch; ``vocab_size`` where the tokenizer's is known."""
+    sizes = {field.name for field in fields(Sizes)}
+    settings = {name: value for name, value in spec.model_settings().items() if name in sizes or name == "design"}
+    settings["vocab_size"] = vocab_size or spec.vocab_size
+    return cost(settings, batch=spec.batch, seq=spec.seq, dtype=spec.dtype)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Settings of a study from a YAML or JSON file: ``designs``, ``seeds``, ``lrs``, ``size`` and any setting of a
     run."""
@@ -187,7 +201,11 @@ def read_config(path: Path) -> dict[str, Any]:
             raise StudyError(f"{key} in {path} must be a list, got {data[key]!r}")
     if not all(isinstance(d, str) for d in data.get("designs", ())):
         raise StudyError(f"designs in {path} must be names or equations in quotes, got {data['designs']!r}")
-    return {key.replace("-", "_"): value for key, value in data.items()}
+    settings = {key.replace("-", "_"): value for key, value in data.items()}
+    for key in _COMMAND_LINE:
+        if key in settings:
+            raise StudyError(f"{key} belongs on the command line, not in {path}: remove it there and give --{key}")
+    return settings
 
 
 def _of_plan(plan: Plan) -> dict[str, Any]:
@@ -195,14 +213,6 @@ def _of_plan(plan: Plan) -> dict[str, Any]:
     designs = [p.design.name or str(p.design) for p in plan.designs]
     settings = {k: v for k, v in plan.base.to_dict().items() if k not in _OWN}
     return {**settings, "designs": designs, "seeds": list(plan.seeds), "lrs": list(plan.lrs)}
-
-
-def _intervals(size: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Evaluate and measure about eight and four times a run."""
-    values = {**SIZES[size], **{k: v for k, v in settings.items() if v is not None}}
-    per_step = values["seq"] * values["batch"] * values.get("accumulation", 1)
-    steps = values["tokens"] // per_step if values.get("tokens") else values["steps"]
-    return {"eval_every": max(1, steps // 8), "measure_every": max(1, steps // 4)}
 
 
 def _with_ids(designs: Sequence[Design]) -> tuple[PlannedDesign, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from sublayer.notation import designs as catalogue
 from sublayer.study import claims, stats
 from sublayer.study.execute import read_row, run_folder
-from sublayer.study.plan import Plan
+from sublayer.study.plan import Plan, price
 
 SCHEMA = "sublayer.study/1"
 GAP = 0.01  # relative difference of parameters or FLOPs from which a caveat says so
@@ -133,10 +133,7 @@ def _design(plan: Plan, planned: Any, vocab_size: int) -> dict[str, Any]:
 
 def run_cost(plan: Plan, design: str, vocab_size: int) -> dict[str, Any]:
     """Parameters and FLOPs of one design of a plan, from formulas."""
-    from sublayer.cost import cost
-
-    base = plan.base.with_(design=design)
-    result = cost(base, vocab_size=vocab_size, batch=base.batch, seq=base.seq, dtype=base.dtype, **base.model_options)
+    result = price(plan.base.with_(design=design), vocab_size)
     return {
         "parameters": result.parameters,
         "parameters_embedding": result.embedding_parameters,
