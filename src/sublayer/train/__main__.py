@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let the allocator keep what a step frees for the next one. By default glibc hands large blocks back to the system,
-    which then clears every page of them again at each step: about a tenth of a small run. It changes no number."""
+    """Let the allocator keep what a step frees for the next one. By default glibc hands large blocks back to the
+    system, which clears every page of them again at each step: about a tenth of a small run. No number changes."""
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, another allocator
         mallopt = ctypes.CDLL(None).mallopt
