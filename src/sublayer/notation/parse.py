@@ -36,7 +36,7 @@ SPELLINGS = {
 
 @dataclass
 class Reader:
-    """Reads the statements of one section into a graph."""
+    """Reads the statements of one section into a graph. Labels are of the section: a block has its own in every layer."""
 
     text: str
     kind: str
