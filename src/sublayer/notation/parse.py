@@ -36,7 +36,7 @@ SPELLINGS = {
 
 @dataclass
 class Reader:
-    """Reads the statements of one section into a graph. Labels are of the section: a block has its own in every layer."""
+    """Reads the statements of one section into a graph. Labels are of the section: each layer has its own."""
 
     text: str
     kind: str
