@@ -26,8 +26,6 @@ for command in (compare, train, show, designs, cost):
 
 def main() -> None:
     """Run the command line. A user's mistake is one message on standard error and exit code 2."""
-    from sublayer.notation import DesignError
-
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -38,9 +36,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("sublayer: interrupted; --resume goes on from what was saved", file=sys.stderr)
         code = 130
-    except DesignError as error:
-        print(f"sublayer: {error}", file=sys.stderr)
-        code = 2
     except ValueError as error:
         if not _is_ours(error):
             raise

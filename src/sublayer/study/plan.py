@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sublayer.cost import Cost, Sizes, cost
-from sublayer.notation import Design, DesignError, parse
+from sublayer.notation import Design, parse
 from sublayer.study.errors import StudyError
 from sublayer.train.spec import SIZES, TrainSpec
 
@@ -226,4 +226,4 @@ def _with_ids(designs: Sequence[Design]) -> tuple[PlannedDesign, ...]:
     return tuple(PlannedDesign(i, d) for d, i in found.items())
 
 
-__all__ = ["DEFAULT_DESIGNS", "DesignError", "Plan", "PlannedDesign", "PlannedRun", "read_config"]
+__all__ = ["DEFAULT_DESIGNS", "Plan", "PlannedDesign", "PlannedRun", "price", "read_config"]

@@ -9,9 +9,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import execute
-from sublayer.study.files import locked, write_atomically
+from sublayer.study.files import locked
 from sublayer.study.plan import Plan
 from sublayer.study.results import gather, read_results, run_cost
+from sublayer.train.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     import pandas

@@ -96,12 +96,17 @@ def rotate(out: Path, keep: int) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by new text: a reader sees the old or the new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # the name is on the disk once its folder is
         handle = os.open(path.parent, os.O_RDONLY)
         try:
