@@ -1,0 +1,294 @@
+"""Sub-layers: the part of the flow between what a sub-layer reads and what it writes, and what kind it is.
+
+A sub-layer is followed from its output back to its input. Attention is complete where a product of two projections that
+goes through a softmax (or a fused kernel) has one source; a feed-forward network where two linear maps have something
+non-linear between them. Norms met before that are inside it; norms met after are not its own.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sublayer.audit.flow import Flow, Node
+
+WIRING = frozenset({"norm", "factor", "sum", "stop", "masked"})
+CHOOSES = frozenset({"topk", "argmax", "_grouped_mm", "kthvalue", "multinomial"})
+WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "embedding", "pick", "softmax", "reduce", "scan", "route"})
+MIXES = {"conv": "convolution", "scan": "scan", "shift": "shift", "fixed_mix": "fixed table", "matmul": "product"}
+
+
+@dataclass
+class Branch:
+    """One sub-layer in the flow.
+
+    Attributes:
+        op: as the notation calls it.
+        source: the node it reads.
+        output: the node it writes.
+        content: its nodes, ``output`` among them.
+        outer: the linear map that ends it (W_o, or the FFN's second matrix), or -1.
+        hub: the node at which it mixes, gates or bends: attention's result, the FFN's hidden activations; or -1.
+    """
+
+    op: str
+    source: int
+    output: int
+    content: list[int] = field(default_factory=list)
+    outer: int = -1
+    hub: int = -1
+    remarks: tuple[str, ...] = ()
+
+
+class Unread(Exception):
+    """A part of the flow whose wiring cannot be told; the message says why."""
+
+
+class BranchReader:
+    """Follows sub-layers backwards.
+
+    Args:
+        flow: the graph.
+        inputs: nodes where a section begins; nothing is followed beyond them.
+        is_stream: whether a node is a sum on the stream, where a sub-layer cannot go on.
+        length: number of positions in the run.
+    """
+
+    def __init__(self, flow: Flow, inputs: Iterable[int], is_stream: Callable[[int], bool], length: int) -> None:
+        self.flow = flow
+        self.inputs = frozenset(inputs)
+        self.is_stream = is_stream
+        self.length = length
+
+    def read(self, output: int, linear: bool = False) -> Branch:
+        """The sub-layer that ends in ``output``; ``linear`` if a matrix stands behind it. Raises Unread."""
+        nodes = self.flow.nodes
+        branch = Branch("op", output, output)
+        bent = mixes = False
+        place = output
+        trailing: int | None = None  # where wiring began that nothing but wiring has followed
+        while True:
+            node = nodes[place]
+            if place in self.inputs or (branch.content and self.is_stream(place)) or node.kind in ("source", "embedding"):
+                return self._incomplete(branch, place if trailing is None else trailing, linear, bent, mixes)
+            following, within = self._step(node)
+            part = [*within, place]
+            if node.kind in WIRING and not within:
+                trailing = place if trailing is None else trailing
+                branch.content += part
+                place = following
+                continue
+            trailing = None
+            branch.content += part
+            attention = self.attention(part)
+            if not attention and node.memory and not within:
+                # Keys and values come from elsewhere: only the queries lead back to the stream.
+                attention = self.attention(branch.content)
+                if attention:
+                    following = self._queries(branch, following)
+            if attention:
+                branch.op, branch.hub = attention, place if branch.hub < 0 else branch.hub
+                return self._finish(branch, following)
+            if self.chooses(part):
+                branch.op = "moe"
+                return self._finish(branch, following)
+            if self.mixes(part):
+                mixes = True
+                if within and any(nodes[i].kind == "linear" for i in part):
+                    branch.op = "mixer"
+                    return self._finish(branch, following)
+            if node.kind == "linear":
+                if linear and bent:
+                    if self._goes_on(node.inputs[0]):
+                        place = following
+                        continue
+                    branch.op = "mixer" if mixes else "ffn"
+                    return self._finish(branch, following)
+                linear = True
+                branch.outer = place if branch.outer < 0 and not bent else branch.outer
+            elif within and any(nodes[i].kind == "linear" for i in within):
+                branch.hub = place if branch.hub < 0 else branch.hub
+                bent = True
+                if linear or self._in_sequence(within):
+                    branch.op = "mixer" if mixes else "ffn"
+                    return self._finish(branch, following)
+                linear = True
+            else:
+                bent = bent or node.kind in ("pointwise", "product", "softmax")
+                branch.hub = place if branch.hub < 0 and bent else branch.hub
+            place = following
+
+    def _queries(self, branch: Branch, place: int) -> int:
+        """From the scores back over the projection of the queries to what it reads."""
+        nodes = self.flow.nodes
+        start = place
+        passed: list[int] = []
+        while place not in self.inputs and len(nodes[place].inputs) == 1 and not self.is_stream(place):
+            passed.append(place)
+            if nodes[place].kind == "linear":
+                branch.content += passed
+                return nodes[place].inputs[0]
+            place = nodes[place].inputs[0]
+        return start
+
+    def _step(self, node: Node) -> tuple[int, list[int]]:
+        """The node that everything here comes from, and what lies between."""
+        if len(node.inputs) == 1:
+            return node.inputs[0], []
+        if node.top < 0 or self._crosses(node):
+            found = sorted(self._entries(node.index))
+            raise Unread(
+                f"a sub-layer ({self.label([node.index])}) reads {len(found)} separate values"
+                if len(found) > 1
+                else f"a value ({self.label([node.index])}) has no single source within the layer"
+            )
+        return node.top, self.flow.between(node.top, node.index)
+
+    def _crosses(self, node: Node) -> bool:
+        """Whether a way from the dominator to the node passes an input of the section: it has several, then."""
+        return node.top not in self.inputs and any(i in self.inputs for i in self.flow.between(node.top, node.index))
+
+    def _entries(self, place: int) -> set[int]:
+        found: set[int] = set()
+        seen: set[int] = set()
+        stack = [place]
+        while stack:
+            i = stack.pop()
+            if i in self.inputs or not self.flow.nodes[i].inputs:
+                found.add(i)
+                continue
+            for j in self.flow.nodes[i].inputs:
+                if j not in seen:
+                    seen.add(j)
+                    stack.append(j)
+        return found
+
+    def _in_sequence(self, content: list[int]) -> bool:
+        """Whether two linear maps follow one another among the nodes: a whole feed-forward network, gated at its end."""
+        linear = [i for i in content if self.flow.nodes[i].kind == "linear"]
+        return any(self._fed_by(i, set(content), frozenset(linear) - {i}) for i in linear)
+
+    def _goes_on(self, place: int) -> bool:
+        """Whether the first linear map of a feed-forward network is not its first: something non-linear of another
+        linear map comes before it."""
+        nodes = self.flow.nodes
+        while place not in self.inputs and nodes[place].kind == "pointwise" and len(nodes[place].inputs) == 1:
+            place = nodes[place].inputs[0]
+            if place not in self.inputs and nodes[place].kind == "linear":
+                return True
+        return False
+
+    def _finish(self, branch: Branch, source: int) -> Branch:
+        branch.source = source
+        branch.content = sorted(set(branch.content))
+        if branch.op not in ("op", "dot") and self._skips(branch):
+            raise Unread(f"in {self.label(branch.content)} a gate that depends on the data mixes the stream with the sub-layer")
+        return branch
+
+    def _skips(self, branch: Branch) -> bool:
+        """Whether the source reaches the output by a product with a gate and through no weights: a gated skip."""
+        nodes, inside = self.flow.nodes, set(branch.content)
+        seen: set[tuple[int, bool]] = set()
+        stack = [(branch.output, False)]
+        while stack:
+            i, gated = stack.pop()
+            if i == branch.source:
+                if gated:
+                    return True
+                continue
+            node = nodes[i]
+            if i not in inside or (i, gated) in seen or node.kind in WEIGHTY or node.value.name == "_grouped_mm":
+                continue
+            seen.add((i, gated))
+            stack += [(j, gated or node.kind == "product") for j in node.inputs]
+        return False
+
+    def _incomplete(self, branch: Branch, place: int, linear: bool, bent: bool, mixes: bool) -> Branch:
+        """The start of the section was reached first: a lone matrix, a pool, a Fourier transform."""
+        kept = [i for i in branch.content if i > place]
+        if not kept:
+            raise Unread(f"nothing was recognised between the start of the layer and {self.label([branch.output])}")
+        branch.content = kept
+        branch.op = "mixer" if mixes else "op"
+        return self._finish(branch, place)
+
+    # --- what a set of nodes does ---------------------------------------------------------------------------------
+
+    def attention(self, content: list[int]) -> str:
+        """``attn``, ``cross`` or ``dot`` if the nodes are an attention, else nothing."""
+        nodes = self.flow.nodes
+        inside = set(content)
+        cores = [i for i in content if nodes[i].kind == "core"]
+        found = bool(cores)
+        products = [i for i in content if nodes[i].kind == "matmul"]
+        for i in content if not found else ():
+            if nodes[i].kind == "softmax" and self._fed_by(i, inside, frozenset(products)):
+                found = True
+                cores = [j for j in products if self._fed_by(j, inside, frozenset({i}))]
+                break
+        if not found and len(products) > 1:
+            for i in products:
+                shape = nodes[i].value.shape
+                scores = len(shape) > 1 and all(n % self.length == 0 for n in shape[-2:])
+                cores = [j for j in products if j != i and scores and self._fed_by(j, inside, frozenset({i}))]
+                if cores:
+                    found = True
+                    break
+        if not found:
+            return ""
+        if any(nodes[i].memory for i in products + cores):
+            return "cross"
+        if not any(nodes[i].kind in ("linear", "conv") for i in content) and len(content) <= 12:
+            return "dot"
+        return "attn"
+
+    def _fed_by(self, place: int, inside: set[int], wanted: frozenset[int]) -> bool:
+        seen: set[int] = set()
+        stack = list(self.flow.nodes[place].inputs)
+        while stack:
+            i = stack.pop()
+            if i in wanted:
+                return True
+            if i in inside and i not in seen:
+                seen.add(i)
+                stack += self.flow.nodes[i].inputs
+        return False
+
+    def chooses(self, content: list[int]) -> bool:
+        """Whether data decides which weights are used: a mixture of experts."""
+        nodes = self.flow.nodes
+        if any(nodes[i].value.name in CHOOSES for i in content):
+            return True
+        inside = set(content)
+        products = frozenset(i for i in content if nodes[i].kind == "product")
+        return any(
+            nodes[i].kind == "softmax" and any(self._fed_by(p, inside, frozenset({i})) for p in products) for i in content
+        )
+
+    def mixes(self, content: list[int]) -> tuple[str, ...]:
+        """How the nodes mix positions, in words; empty if each position is on its own."""
+        nodes = self.flow.nodes
+        ways = [MIXES[nodes[i].kind] for i in content if nodes[i].kind in MIXES]
+        for i in content:
+            node = nodes[i]
+            if node.kind == "slice" and len(node.inputs) == 1:
+                shape, axis = nodes[node.inputs[0]].value.shape, node.detail.get("axis", -1)
+                if 0 <= axis < len(shape) - 1 and shape[axis] == self.length:
+                    ways.append("steps along the sequence")
+        return tuple(dict.fromkeys(ways))
+
+    def label(self, content: list[int]) -> str:
+        """The module that holds all of the nodes, for messages only."""
+        return label(self.flow, content)
+
+
+def label(flow: Flow, content: Iterable[int]) -> str:
+    """The dotted path of the innermost module call that holds all of the nodes."""
+    common: list[int] | None = None
+    for i in content:
+        chain = flow.tape.ancestry(flow.nodes[i].value.frame)
+        if common is None:
+            common = chain
+        else:
+            held = set(chain)
+            common = [f for f in common if f in held]
+    frames = flow.tape.frames
+    return next((frames[f].path for f in common or [] if frames[f].path), "the model")

@@ -1,0 +1,272 @@
+"""What the equation does not say: heads, widths, gates, norms and their places, parameters, what is computed in vain."""
+
+from math import prod
+from typing import Any
+
+from sublayer.audit.branches import Branch, BranchReader, label
+from sublayer.audit.flow import Flow
+from sublayer.audit.result import BranchFacts, NormFacts
+from sublayer.audit.section import Reading
+from sublayer.audit.stack import StackReading
+from sublayer.audit.tape import Tape, Value
+
+ATTENTION = ("attn", "cross", "dot")
+
+
+class Facts:
+    """Facts of one stack."""
+
+    def __init__(self, stack: StackReading, length: int) -> None:
+        self.stack, self.flow = stack, stack.flow
+        self.reader = BranchReader(stack.flow, (), lambda _: False, length)
+        shape = stack.flow.tape.inputs[stack.flow.main[0]].shape
+        self.rows = max(1, shape[0] if shape else 1)
+        self.tokens = self.rows * max(1, length)
+
+    # --- sub-layers -----------------------------------------------------------------------------------------------
+
+    def branch(self, branch: Branch, shared: bool = False) -> BranchFacts:
+        """Facts of one sub-layer."""
+        nodes = self.flow.nodes
+        details: dict[str, Any] = {}
+        if branch.op in ATTENTION:
+            details = self._attention(branch)
+        elif branch.op == "ffn":
+            details = self._ffn(branch)
+        elif branch.op == "moe":
+            details = self._experts(branch) | {"shared_expert": shared}
+        elif branch.op == "mixer":
+            details = {"mixes": ", ".join(self.reader.mixes(branch.content))}
+        names = dict.fromkeys(n for i in branch.content for w in nodes[i].operands for n in self.flow.parameter_names(w))
+        return BranchFacts(
+            branch.op,
+            label(self.flow, branch.content),
+            details,
+            tuple(names),
+            nodes[branch.source].width,
+            nodes[branch.output].width,
+        )
+
+    def _channels(self, node: int) -> int:
+        """Numbers a token of a node, whatever its shape."""
+        shape = self.flow.nodes[node].value.shape
+        return prod(shape) // self.tokens if prod(shape) % self.tokens == 0 else 0
+
+    def _attention(self, branch: Branch) -> dict[str, Any]:
+        nodes, inside = self.flow.nodes, set(branch.content)
+        details: dict[str, Any] = {"output_projection": branch.outer >= 0}
+        hub = branch.hub
+        scores = [i for i in branch.content if nodes[i].kind == "softmax"]
+        products = [i for i in branch.content if nodes[i].kind == "matmul"]
+        first = next((i for i in products if not scores or i < scores[-1]), None)
+        core = next((i for i in branch.content if nodes[i].kind == "core"), None)
+        head = 0
+        if core is not None:
+            query, key = nodes[core].value.args[0], nodes[core].value.args[1]
+            if isinstance(query, Value) and len(query.shape) == 4:
+                details |= {"heads": query.shape[1], "kv_heads": key.shape[1], "head_dim": query.shape[-1]}
+                head = query.shape[-1]
+            ends = [nodes[core].detail.get("q", -1), nodes[core].detail.get("k", -1)]
+        elif first is not None:
+            left = next((a for a in nodes[first].value.args if isinstance(a, Value)), None)
+            head = left.shape[-1] if left is not None else 0
+            shape = nodes[scores[-1]].value.shape if scores else nodes[first].value.shape
+            heads = prod(shape[:-2]) // self.rows if len(shape) > 2 and shape[-2] else 0
+            if heads and head:
+                details |= {"heads": heads, "head_dim": head}
+                groups = self._key_heads(first, inside, head)
+                if groups and heads % groups == 0:
+                    details["kv_heads"] = groups
+            ends = [nodes[first].detail.get("left", -1), nodes[first].detail.get("right", -1)]
+        else:
+            ends = []
+        details["qk_norm"] = self._query_norm(branch, [e for e in ends if e >= 0], head)
+        after = [i for i in branch.content if i > hub >= 0]
+        details["inner_norm"] = any(nodes[i].kind == "norm" and i in self._downstream(hub, inside) for i in after)
+        details["gated"] = any(nodes[i].kind == "product" for i in [*after, hub] if i >= 0)
+        return details
+
+    def _downstream(self, start: int, inside: set[int]) -> set[int]:
+        found, stack = set(), [start]
+        while stack:
+            for user in self.flow.users[stack.pop()]:
+                if user in inside and user not in found:
+                    found.add(user)
+                    stack.append(user)
+        return found
+
+    def _key_heads(self, product: int, inside: set[int], head: int) -> int:
+        """Heads of the keys: the width of the linear map that makes them, over the width of a head."""
+        place = self.flow.nodes[product].detail.get("right", -1)
+        found: set[int] = set()
+        stack = [place]
+        while stack:
+            i = stack.pop()
+            if i < 0 or i not in inside:
+                continue
+            if self.flow.nodes[i].kind == "linear":
+                found.add(i)
+                continue
+            stack += self.flow.nodes[i].inputs
+        widths = [self._channels(i) for i in found]
+        parts = {self.flow.parameter_names(w) for i in found for w in self.flow.nodes[i].operands}
+        if len(widths) == 1 or (widths and len(parts) >= 1 and len(set(widths)) == 1):
+            width = max(widths)
+            # Rotary embeddings read the two halves of each key: halves of the width then.
+            whole = [n for n in (width, 2 * width) if n % head == 0]
+            return whole[0] // head if whole else 0
+        return max(widths, default=0) // head if widths and max(widths) % head == 0 else 0
+
+    def _query_norm(self, branch: Branch, ends: list[int], head: int) -> str:
+        nodes, inside = self.flow.nodes, set(branch.content)
+        seen: set[int] = set()
+        stack = [(e, False) for e in ends]
+        found = "none"
+        while stack:
+            i, projected = stack.pop()
+            if i in seen or i not in inside:
+                continue
+            seen.add(i)
+            node = nodes[i]
+            if node.kind == "norm":
+                kind = "latent" if projected else "head" if node.detail.get("over") == head else "full"
+                found = kind if found in ("none", "latent") else found
+            stack += [(j, projected or node.kind == "linear") for j in node.inputs]
+        return found
+
+    def _ffn(self, branch: Branch) -> dict[str, Any]:
+        nodes = self.flow.nodes
+        details: dict[str, Any] = {}
+        if branch.hub >= 0:
+            width = nodes[branch.hub].width
+            reads = nodes[branch.source].width
+            details |= {"width": width, "ratio": round(width / reads, 4) if reads else None}
+            inside = set(branch.content)
+            before = [i for i in branch.content if i <= branch.hub]
+            linear = [i for i in before if nodes[i].kind == "linear"]
+            products = [i for i in before if nodes[i].kind == "product"]
+            details["gated"] = len(linear) > 1 and bool(products)
+            names = [nodes[i].value.name for i in before if nodes[i].kind == "pointwise"]
+            details["activation"] = _activation(names)
+            details["inner_norm"] = any(nodes[i].kind == "norm" for i in inside)
+        return details
+
+    def _experts(self, branch: Branch) -> dict[str, Any]:
+        nodes = self.flow.nodes
+        for i in branch.content:
+            value = nodes[i].value
+            if value.name == "_grouped_mm":
+                weight = next((a for a in value.args[1:2] if isinstance(a, Value)), None)
+                if weight is not None and len(weight.shape) == 3:
+                    return {"experts": weight.shape[0]}
+        for i in branch.content:
+            if nodes[i].kind == "softmax" or nodes[i].value.name == "topk":
+                return {"experts": nodes[nodes[i].inputs[0]].width}
+        return {}
+
+    # --- norms ----------------------------------------------------------------------------------------------------
+
+    def norms(self, reading: Reading, where: str = "") -> tuple[NormFacts, ...]:
+        """Facts of the norms of a section: those on the way first, then those inside sub-layers."""
+        nodes = self.flow.nodes
+        found = []
+        for i, _ in reading.norms:
+            found.append(self._norm(i, where or self._place(i, reading)))
+        for branch in reading.branches:
+            latest: dict[tuple[int, ...], int] = {}
+            for i in branch.content:
+                if nodes[i].kind == "norm":
+                    latest[nodes[i].inputs] = i  # with its gain and offset
+            for i in latest.values():
+                place = f"inside {branch.op}"
+                if branch.op in ATTENTION and 0 <= branch.hub and i < branch.hub:
+                    place = "latent" if any(nodes[u].kind == "linear" for u in self.flow.users[i]) else "query or key"
+                found.append(self._norm(i, place))
+        return tuple(found)
+
+    def _norm(self, index: int, where: str) -> NormFacts:
+        node = self.flow.nodes[index]
+        names = tuple(dict.fromkeys(n for w in node.operands for n in self.flow.parameter_names(w)))
+        if node.kind != "norm":
+            return NormFacts("dyt", None, "gain+offset", where, label(self.flow, [index]), names)
+        parts = [p for p in ("gain", "offset") if node.detail.get(p)]
+        return NormFacts(
+            node.detail["norm"], node.detail.get("eps"), "+".join(parts) or "none", where, label(self.flow, [index]), names
+        )
+
+    def _place(self, norm: int, reading: Reading) -> str:
+        readers = [b.op for b in reading.branches if b.source == norm]
+        if readers:
+            return "input of " + " and ".join(dict.fromkeys(readers))
+        place = self.flow.nodes[norm].inputs[0]
+        while self.flow.nodes[place].kind in ("factor", "masked") or len(self.flow.nodes[place].factors) == 1:
+            place = self.flow.nodes[place].inputs[0]
+        writer = next((b.op for b in reading.branches if b.output == place), None)
+        return f"output of {writer}" if writer else "stream"
+
+    # --- in vain --------------------------------------------------------------------------------------------------
+
+    def dropped(self, start: int, stop: int, useful: set[int]) -> tuple[BranchFacts, ...]:
+        """Sub-layers of an interval of the tape that reach no output."""
+        nodes, found = self.flow.nodes, []
+        vain = [n.index for n in nodes if start <= n.value.index < stop and n.index not in useful]
+        inside = set(vain)
+        for i in vain:
+            if any(u in inside for u in self.flow.users[i]):
+                continue
+            content, stack = {i}, [i]
+            while stack:
+                for j in nodes[stack.pop()].inputs:
+                    if j in inside and j not in content:
+                        content.add(j)
+                        stack.append(j)
+            ordered = sorted(content)
+            linear = [j for j in ordered if nodes[j].kind == "linear"]
+            op = self.reader.attention(ordered) or ("ffn" if len(linear) > 1 else "")
+            if op and linear:
+                names = dict.fromkeys(n for j in ordered for w in nodes[j].operands for n in self.flow.parameter_names(w))
+                found.append(BranchFacts(op, label(self.flow, ordered), {}, tuple(names)))
+        return tuple(found)
+
+
+def _activation(names: list[str]) -> str | None:
+    for name in names:
+        plain = name.rstrip("_")
+        if plain in ("gelu", "relu", "silu", "sigmoid", "mish", "softplus", "elu", "hardswish", "leaky_relu", "relu6"):
+            return plain
+    return "gelu (tanh)" if "tanh" in names else "gelu (erf)" if "erf" in names else None
+
+
+def living(tape: Tape) -> set[int]:
+    """Values that any output depends on."""
+    seen: set[int] = set()
+    stack = [v for _, v in tape.outputs]
+    while stack:
+        value = stack.pop()
+        if value.index not in seen:
+            seen.add(value.index)
+            stack += value.sources
+    return seen
+
+
+def dead_parameters(tape: Tape, alive: set[int]) -> tuple[str, ...]:
+    """Parameters that no output depends on."""
+    read = {v.name for v in tape.values if v.kind == "parameter" and v.index in alive}
+    return tuple(name for name in tape.parameters if name not in read and tape.aliases.get(name) not in read)
+
+
+def dead_inputs(tape: Tape, alive: set[int]) -> tuple[str, ...]:
+    """Inputs that no output depends on."""
+    return tuple(name for name, value in tape.inputs.items() if value.index not in alive)
+
+
+def useful(flow: Flow, alive: set[int]) -> set[int]:
+    """Nodes that any output depends on."""
+    seen: set[int] = set()
+    stack = [n.index for n in flow.nodes if n.value.index in alive]
+    while stack:
+        i = stack.pop()
+        if i not in seen:
+            seen.add(i)
+            stack += flow.nodes[i].inputs
+    return seen

@@ -1,0 +1,263 @@
+"""One section read backwards into statements of the notation: an embed, a layer, a final."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sublayer.audit.branches import WIRING, Branch, BranchReader, Unread
+from sublayer.audit.flow import Flow, Node
+
+MOST_STATEMENTS = 200
+
+
+@dataclass
+class Statement:
+    """``target = text``; factors are written as ``{0}``, ``{1}`` and filled in when all layers are known."""
+
+    target: str
+    text: str
+    factors: tuple[float, ...] = ()
+
+
+@dataclass
+class Reading:
+    """What was read of one section.
+
+    Attributes:
+        statements: in the order of execution; the outputs come last.
+        branches: sub-layers with the variable that holds the result of each.
+        norms: nodes of the norms outside sub-layers, each with its place in words.
+        remarks: what the statements do not say.
+        shared: outputs of mixtures that have a shared expert beside the routed ones.
+    """
+
+    statements: list[Statement] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+    norms: list[tuple[int, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    shared: set[int] = field(default_factory=set)
+
+    @property
+    def ops(self) -> list[str]:
+        return [b.op for b in self.branches]
+
+
+class SectionReader:
+    """Reads nodes as expressions over the section's inputs.
+
+    Args:
+        flow: the graph.
+        inputs: nodes where the section begins, each with its name (``x``, ``r``, ``e``).
+        width: channels of the stream.
+        length: positions in the run.
+        plain: the norm that the notation's ``norm`` stands for.
+    """
+
+    def __init__(self, flow: Flow, inputs: Mapping[int, str], width: int, length: int, plain: str) -> None:
+        self.flow = flow
+        self.inputs = dict(inputs)
+        self.width = width
+        self.plain = plain
+        self.branches = BranchReader(flow, inputs, self._is_stream, length)
+        self.reading = Reading()
+        self.names: dict[int, str] = dict(inputs)
+        self._groups: dict[Any, str] = {}
+        self._residual: dict[int, bool] = {}
+
+    def read(self, node: int) -> str:
+        """The variable that holds a node. Raises Unread."""
+        found = self.names.get(node)
+        if found is None:
+            text, factors = self._expression(self.flow.nodes[node])
+            found = f"v{len(self.reading.statements) + 1}"
+            self.reading.statements.append(Statement(found, text, factors))
+            if len(self.reading.statements) > MOST_STATEMENTS:
+                raise Unread("the layer has more parts than an equation can show")
+            self.names[node] = found
+        return found
+
+    def assign(self, results: Mapping[str, str], given: set[str]) -> None:
+        """Give each stream its new value, all at once."""
+        add = self.reading.statements.append
+        kept: dict[str, str] = {}
+        for stream, variable in results.items():
+            # A stream that another one takes the old value of is put aside before it changes.
+            if variable in given and variable != stream and variable in results and results[variable] != variable:
+                kept[variable] = f"old_{variable}"
+        for variable, copy in kept.items():
+            add(Statement(copy, variable))
+        for stream, variable in results.items():
+            if kept.get(variable, variable) != stream or stream not in given:
+                add(Statement(stream, kept.get(variable, variable)))
+        if not any(s.target == "x" for s in self.reading.statements) and "x" in results:
+            add(Statement("x", results["x"]))
+
+    def _expression(self, node: Node) -> tuple[str, tuple[float, ...]]:
+        if node.kind == "sum" and (len(node.inputs) == 1 or self._is_wiring_sum(node)):
+            return self._sum(node)
+        if node.kind == "norm":
+            return self._norm(node)
+        if node.kind == "factor" and node.detail["shape"] != "other":
+            inner = self.read(node.inputs[0])
+            op = "gate" if node.detail["shape"] == "one" else "scale"
+            return f"{self._site(op, self._weights(node))}({inner})", ()
+        if node.kind == "stop":
+            return f"stop({self.read(node.inputs[0])})", ()
+        if node.kind == "masked" or (node.kind == "slice" and self._whole_channels(node)):
+            self.reading.remarks.append("positions are masked or left out on the stream")
+            inner = self.read(node.inputs[0])
+            return inner, ()
+        squash = self._dyt(node)
+        if squash is not None:
+            inner = self.read(squash)
+            self.reading.norms.append((node.index, ""))
+            return f"{self._site('norm' if self.plain == 'dyt' else 'dyt', self._weights(node))}({inner})", ()
+        together = self._joined(node)
+        if together is not None:
+            return together, ()
+        return self._branch(self.branches.read(node.index)), ()
+
+    def _branch(self, branch: Branch) -> str:
+        inner = self.read(branch.source)
+        self.reading.branches.append(branch)
+        weights = tuple(w for i in branch.content for w in self._weights(self.flow.nodes[i]))
+        return f"{self._site(branch.op, tuple(dict.fromkeys(weights)))}({inner})"
+
+    def _joined(self, node: Node) -> str | None:
+        """One matrix over the results of several sub-layers side by side, ``[W_o | W_2]``: a sum of sub-layers."""
+        source = self.flow.nodes[node.inputs[0]] if node.kind == "linear" else None
+        if source is None or source.index in self.inputs or source.kind != "join" or len(source.inputs) < 2:
+            return None
+        if sum(self.flow.nodes[i].width for i in source.inputs) != source.width:
+            return None
+        try:
+            found = [self.branches.read(i, linear=True) for i in source.inputs]
+        except Unread:
+            return None
+        if len({b.op for b in found}) < 2 or any(b.op not in ("attn", "ffn", "mixer", "moe") for b in found):
+            return None
+        for branch in found:
+            branch.content = sorted({*branch.content, node.index})
+            branch.outer = node.index
+        return " + ".join(self._branch(b) for b in found)
+
+    def _whole_channels(self, node: Node) -> bool:
+        shape = self.flow.nodes[node.inputs[0]].value.shape
+        return 0 <= node.detail.get("axis", -1) < len(shape) - 1 and node.width == self.width
+
+    # --- sums -----------------------------------------------------------------------------------------------------
+
+    def _sum(self, node: Node) -> tuple[str, tuple[float, ...]]:
+        parts, factors = [], []
+        experts = self._routed(node)
+        for i, factor in zip(node.inputs, node.factors, strict=True):
+            if i in experts:
+                continue
+            text = self.read(i)
+            if factor == 1.0:
+                parts.append(text)
+            else:
+                parts.append(f"{{{len(factors)}}}*{text}")
+                factors.append(factor)
+        return " + ".join(parts), tuple(factors)
+
+    def _routed(self, node: Node) -> frozenset[int]:
+        """Terms that are the shared expert of a routed one beside them: one sub-layer together."""
+        if len(node.inputs) < 2 or any(f != 1.0 for f in node.factors):
+            return frozenset()
+        found: list[tuple[int, Branch]] = []
+        for i in node.inputs:
+            if i in self.inputs or self.flow.nodes[i].kind in WIRING:
+                continue
+            try:
+                found.append((i, self.branches.read(i)))
+            except Unread:
+                return frozenset()
+        routed = [b for _, b in found if b.op == "moe"]
+        shared = [(i, b) for i, b in found if b.op == "ffn" and any(r.source == b.source for r in routed)]
+        for _, b in shared:
+            routed[0].content = sorted({*routed[0].content, *b.content})
+            self.reading.shared.add(routed[0].output)
+        return frozenset(i for i, _ in shared)
+
+    def is_residual(self, node: Node) -> bool:
+        """Whether one term of a sum is what all the others are computed from."""
+        found = self._residual.get(node.index)
+        if found is None:
+            terms = node.inputs
+            found = any(t in self.inputs for t in terms) or any(
+                all(o == t or self.flow.reaches(t, o) for o in terms) for t in terms
+            )
+            self._residual[node.index] = found
+        return found
+
+    def _is_stream(self, place: int) -> bool:
+        node = self.flow.nodes[place]
+        return node.kind == "sum" and len(node.inputs) > 1 and node.width == self.width and self.is_residual(node)
+
+    def _is_wiring_sum(self, node: Node) -> bool:
+        """A residual sum, or a sum of sub-layers that share nothing but values of the stream's width."""
+        if self.is_residual(node):
+            return True
+        nodes = self.flow.nodes
+        parts = [self._above(t, node.top) for t in node.inputs]
+        shared = {i for k, one in enumerate(parts) for other in parts[k + 1 :] for i in one & other}
+        # What the terms share must be whole values, not the inside of a sub-layer such as a router's choice.
+        edge = {i for i in shared if any(u not in shared for u in self.flow.users[i])}
+        return all(nodes[i].width == self.width and nodes[i].kind in (*WIRING, "linear", "core", "matmul") for i in edge)
+
+    def _above(self, place: int, top: int) -> set[int]:
+        seen: set[int] = set()
+        stack = [place]
+        while stack:
+            i = stack.pop()
+            if i in seen or i in self.inputs or i == top:
+                continue
+            seen.add(i)
+            stack += self.flow.nodes[i].inputs
+        return seen
+
+    # --- norms and learned factors ---------------------------------------------------------------------------------
+
+    def _norm(self, node: Node) -> tuple[str, tuple[float, ...]]:
+        inner = self.read(node.inputs[0])
+        kind = node.detail["norm"]
+        self.reading.norms.append((node.index, ""))
+        if kind not in ("layernorm", "rmsnorm"):
+            if kind == "l2norm":
+                kind = "rmsnorm"
+                self.reading.remarks.append("a norm divides by the length, not by the root of the mean square")
+            else:
+                return f"{self._site('op', self._weights(node))}({inner})", ()
+        return f"{self._site('norm' if kind == self.plain else kind, self._weights(node))}({inner})", ()
+
+    def _dyt(self, node: Node) -> int | None:
+        """The source of a dynamic tanh, ``gain * tanh(gate * x) + offset`` (Zhu et al. 2025, 2503.10622)."""
+        nodes = self.flow.nodes
+        if node.kind != "factor" or node.detail["shape"] != "channel":
+            return None
+        squash = nodes[node.inputs[0]]
+        if squash.index in self.inputs or squash.value.name != "tanh":
+            return None
+        slope = nodes[squash.inputs[0]]
+        if slope.index in self.inputs or slope.kind != "factor" or slope.detail["shape"] != "one":
+            return None
+        return slope.inputs[0]
+
+    def _weights(self, node: Node) -> tuple[Any, ...]:
+        """What tells one set of weights from another: parameters, and which part of them."""
+        return tuple(
+            (names, node.detail.get("part") if len(node.operands) else None)
+            for names in (self.flow.parameter_names(w) for w in node.operands)
+            if names
+        )
+
+    def _site(self, op: str, weights: tuple[Any, ...]) -> str:
+        """The operator with a label for its set of weights; labels of sets that are used once fall away in the normal
+        form."""
+        if not weights:
+            return op
+        key = (op, weights)
+        if key not in self._groups:
+            self._groups[key] = f"{op}_s{len(self._groups) + 1}"
+        return self._groups[key]

@@ -1,0 +1,286 @@
+"""One stack of layers read into equations: the streams that pass from layer to layer, embed, final, and every layer."""
+
+from dataclasses import dataclass, field
+from itertools import permutations
+
+from sublayer.audit.branches import Unread
+from sublayer.audit.flow import Flow
+from sublayer.audit.layers import Layer, Run
+from sublayer.audit.section import Reading, SectionReader
+from sublayer.audit.tape import Value
+
+STREAMS = ("x", "r", "s", "t", "u", "w")
+MOST_STREAMS = 3
+
+
+@dataclass
+class LayerReading:
+    """A layer's statements, or why there are none."""
+
+    layer: Layer
+    reading: Reading | None
+    unknown: str = ""
+    inputs: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def template(self) -> str:
+        """The equation with its factors left open; empty if it is unknown."""
+        return template(self.reading) if self.reading else ""
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        return tuple(f for s in self.reading.statements for f in s.factors) if self.reading else ()
+
+
+@dataclass
+class StackReading:
+    """All of a stack. ``embed`` and ``final`` are None where they were left unread, with the reason in ``remarks``."""
+
+    run: Run
+    flow: Flow
+    layers: list[LayerReading]
+    embed: Reading | None
+    final: Reading | None
+    width: int
+    root: int
+    ends: dict[int, str]
+    remarks: list[str]
+
+
+def template(reading: Reading) -> str:
+    """The statements as one text, factors numbered through."""
+    parts, count = [], 0
+    for s in reading.statements:
+        text = s.text
+        for i in range(len(s.factors)):
+            text = text.replace(f"{{{i}}}", f"{{<{count + i}>}}")
+        count += len(s.factors)
+        parts.append(f"{s.target} = {text}")
+    return "; ".join(parts).replace("{<", "{").replace(">}", "}")
+
+
+class StackReader:
+    """Reads one run of layers in the flow that goes through it.
+
+    Args:
+        flow: the data's graph.
+        run: the layers.
+        output: the value that the model returns (or another stack reads), from which the need of a node is told.
+        plain: the norm that the notation's ``norm`` stands for.
+    """
+
+    def __init__(self, flow: Flow, run: Run, output: Value, plain: str, length: int) -> None:
+        self.flow, self.run, self.plain, self.length = flow, run, plain, length
+        self.output = flow.of[output.index]
+        self.needed = self._ancestors(self.output)
+        self.bounds = [(layer.start, layer.stop) for layer in run.layers]
+
+    def _ancestors(self, node: int) -> set[int]:
+        seen: set[int] = set()
+        stack = [node]
+        while stack:
+            i = stack.pop()
+            if i not in seen:
+                seen.add(i)
+                stack += self.flow.nodes[i].inputs
+        return seen
+
+    def crossing(self, place: int) -> list[int]:
+        """Needed nodes made before a place on the tape and read after it."""
+        found = []
+        for i in self.needed:
+            if self.flow.nodes[i].value.index >= place:
+                continue
+            if i == self.output or any(
+                u in self.needed and self.flow.nodes[u].value.index >= place for u in self.flow.users[i]
+            ):
+                found.append(i)
+        return sorted(found)
+
+    def read(self) -> StackReading:
+        """Raises Unread if the streams themselves cannot be told."""
+        layers = self.run.layers
+        crossings = [self.crossing(layer.start) for layer in layers] + [self.crossing(layers[-1].stop)]
+        # What passes over all layers untouched and is read after them is no stream of theirs.
+        bypass = set(crossings[0]).intersection(*crossings[1:])
+        inside = [self._reads(layer) for layer in layers]
+        bypass = {i for i in bypass if not any(i in reads for reads in inside)}
+        crossings = [[i for i in c if i not in bypass] for c in crossings]
+        counts = {len(c) for c in crossings[:-1]}
+        if not all(crossings):
+            raise Unread("no data passes from layer to layer")
+        if max(counts) > MOST_STREAMS:
+            raise Unread(f"{max(counts)} separate values pass from layer to layer: more than a carried stream or two")
+        names = self._names(crossings)
+        width = self.flow.nodes[next(i for i, n in names[0].items() if n == "x")].width
+        found: list[LayerReading] = []
+        for k, layer in enumerate(layers):
+            found.append(self._layer(layer, names[k], names[k + 1], width, found[-1].template if found else ""))
+        root, embed, remarks = self._embed(names[0], width)
+        final = self._final(names[-1], width)
+        return StackReading(self.run, self.flow, found, embed, final, width, root, names[-1], remarks)
+
+    def _reads(self, layer: Layer) -> set[int]:
+        return {
+            i
+            for n in self.needed
+            if layer.start <= self.flow.nodes[n].value.index < layer.stop
+            for i in self.flow.nodes[n].inputs
+        }
+
+    # --- streams --------------------------------------------------------------------------------------------------
+
+    def _names(self, crossings: list[list[int]]) -> list[dict[int, str]]:
+        """A name for each value that crosses each boundary; ``x`` is what a layer is given first."""
+        names: list[dict[int, str]] = []
+        for k, crossing in enumerate(crossings):
+            before = names[-1] if names else {}
+            kept = {i: before[i] for i in crossing if i in before}
+            given = self._given(k)
+            rest = sorted((i for i in crossing if i not in kept), key=lambda i: (given.get(i, len(given)), i))
+            free = [s for s in STREAMS if s not in kept.values()]
+            if "x" in kept.values() and rest and not names[-1:]:
+                free = free[1:]
+            order = self._matched(rest, before, free) if before else None
+            names.append(kept | (order or dict(zip(rest, free, strict=False))))
+            if "x" not in names[-1].values():
+                first = min(names[-1], key=lambda i: STREAMS.index(names[-1][i]))
+                names[-1][first] = "x"
+        return names
+
+    def _given(self, k: int) -> dict[int, int]:
+        """The order in which a layer's call is given the values that cross into it."""
+        if k >= len(self.run.layers):
+            return {}
+        given: dict[int, int] = {}
+        for call in self.run.layers[k].calls:
+            for position, index in enumerate(self.flow.tape.frames[call].given):
+                if index in self.flow.of:
+                    given.setdefault(self.flow.of[index], position)
+        return given
+
+    def _matched(self, new: list[int], before: dict[int, str], free: list[str]) -> dict[int, str] | None:
+        """Names for new values by the stream that each continues: the one its chain of sums comes from."""
+        if len(new) < 2:
+            return None
+        scores: dict[tuple[int, str], int] = {}
+        for i in new:
+            for name, steps in self._continues(i, before).items():
+                scores[i, name] = steps
+        best: dict[int, str] | None = None
+        most = -1
+        for order in permutations(free, len(new)):
+            total = sum(scores.get((i, n), 0) > 0 for i, n in zip(new, order, strict=True))
+            if total > most:
+                best, most = dict(zip(new, order, strict=True)), total
+        return best if most == len(new) else None
+
+    def _continues(self, node: int, before: dict[int, str]) -> dict[str, int]:
+        """Streams that reach a node by sums and norms alone."""
+        found: dict[str, int] = {}
+        stack = [(node, 1)]
+        seen: set[int] = set()
+        while stack:
+            i, steps = stack.pop()
+            if i in before:
+                found[before[i]] = min(found.get(before[i], steps), steps)
+                continue
+            if i in seen or self.flow.nodes[i].kind not in ("sum", "norm", "factor", "stop"):
+                continue
+            seen.add(i)
+            stack += [(j, steps + 1) for j in self.flow.nodes[i].inputs]
+        return found
+
+    # --- sections -------------------------------------------------------------------------------------------------
+
+    def _layer(self, layer: Layer, before: dict[int, str], after: dict[int, str], width: int, wanted: str) -> LayerReading:
+        try:
+            reading = self._section(before, after, width)
+        except Unread as reason:
+            return LayerReading(layer, None, str(reason), before)
+        return LayerReading(layer, reading, "", before)
+
+    def _section(self, before: dict[int, str], after: dict[int, str], width: int) -> Reading:
+        reader = SectionReader(self.flow, before, width, self.length, self.plain)
+        results = {name: reader.read(node) for node, name in sorted(after.items(), key=lambda item: item[1])}
+        reader.assign(results, set(before.values()))
+        return reader.reading
+
+    def _embed(self, first: dict[int, str], width: int) -> tuple[int, Reading | None, list[str]]:
+        """What happens to the stream between the embedding and the first layer.
+
+        The embedding is the highest single value from which the way to the first layer can be read.
+        """
+        nodes = self.flow.nodes
+        chain = [min(first)]
+        for node in first:
+            chain[0] = self.flow.meet(chain[0], node)
+        while chain[-1] >= 0 and nodes[chain[-1]].inputs:
+            chain.append(nodes[chain[-1]].top)
+        candidates = [i for i in reversed(chain) if i >= 0]
+        for root in candidates:
+            if nodes[root].kind == "source" and nodes[root].value.dtype.is_floating_point is False:
+                continue
+            try:
+                reading = self._section({root: "e"}, first, width)
+            except Unread:
+                continue
+            if self._plain_start(reading, root):
+                return root, reading, []
+        return candidates[-1] if candidates else -1, None, ["what is done before the first layer could not be read"]
+
+    def _plain_start(self, reading: Reading, root: int) -> bool:
+        ops = reading.ops
+        if not any(op in ("op", "mixer", "moe") for op in ops):
+            return True
+        # An embedding that is normed and then brought to the stream's width.
+        below = [b for b in reading.branches if b.op == "op"]
+        normed = {n for n, _ in reading.norms}
+        return ops == ["op"] and below[0].source in normed and self.flow.nodes[below[0].source].inputs == (root,)
+
+    def _final(self, last: dict[int, str], width: int) -> Reading | None:
+        """What happens to the stream after the last layer and before the head."""
+        end = self._head()
+        if end is not None and end not in last:
+            try:
+                reading = self._section(last, {end: "x"}, width)
+                if not any(op in ("op", "mixer", "moe") for op in reading.ops):
+                    return reading
+            except Unread:
+                pass
+        # The head is more than a matrix: only norms and sums that come first are the stream's.
+        place = self._forward(last)
+        try:
+            return self._section(last, {place: "x"}, width)
+        except Unread:
+            return None
+
+    def _head(self) -> int | None:
+        """The node that the head's matrix reads, or the output itself where there is no head."""
+        nodes = self.flow.nodes
+        place = self.output
+        if nodes[place].width == self.flow.nodes[place].width and self._is_stream_like(place):
+            return place
+        for _ in range(8):
+            node = nodes[place]
+            if node.kind == "linear":
+                return node.inputs[0]
+            if len(node.inputs) != 1:
+                return None
+            place = node.inputs[0]
+        return None
+
+    def _is_stream_like(self, place: int) -> bool:
+        return self.flow.nodes[place].kind in ("norm", "sum", "factor", "stop")
+
+    def _forward(self, last: dict[int, str]) -> int:
+        """The furthest value that norms, sums and factors alone make of the streams."""
+        nodes = self.flow.nodes
+        reached = set(last)
+        for i in sorted(self.needed):
+            if i <= min(last) or i in reached or not nodes[i].inputs:
+                continue
+            if nodes[i].kind in ("norm", "sum", "factor", "stop") and all(j in reached for j in nodes[i].inputs):
+                reached.add(i)
+        new = [i for i in reached if i not in last]
+        return max(new) if new else next(i for i, n in last.items() if n == "x")
