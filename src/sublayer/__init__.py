@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from sublayer.notation import Design, DesignError, designs, parse
 
 if TYPE_CHECKING:
+    from sublayer import testing
+    from sublayer.audit import Audit, audit
+    from sublayer.audit.diff import diff
     from sublayer.compare import compare
     from sublayer.cost import Cost, cost
     from sublayer.model import (
@@ -25,6 +28,7 @@ __version__ = "0.1.0"
 
 # Public names that need torch or pandas, each with the module that has it.
 _LAZY = {
+    "Audit": "sublayer.audit",
     "Cost": "sublayer.cost",
     "Probe": "sublayer.probe",
     "Study": "sublayer.study",
@@ -33,12 +37,16 @@ _LAZY = {
     "SublayerForMaskedLM": "sublayer.model",
     "SublayerForSequenceClassification": "sublayer.model",
     "SublayerModel": "sublayer.model",
+    "audit": "sublayer.audit",
     "compare": "sublayer.compare",
     "cost": "sublayer.cost",
+    "diff": "sublayer.audit.diff",
     "probe": "sublayer.probe",
+    "testing": "sublayer.testing",
 }
 
 __all__ = [
+    "Audit",
     "Cost",
     "Design",
     "DesignError",
@@ -49,11 +57,14 @@ __all__ = [
     "SublayerForMaskedLM",
     "SublayerForSequenceClassification",
     "SublayerModel",
+    "audit",
     "compare",
     "cost",
     "designs",
+    "diff",
     "parse",
     "probe",
+    "testing",
 ]
 
 

@@ -177,11 +177,35 @@ class BranchReader:
         return False
 
     def _finish(self, branch: Branch, source: int) -> Branch:
-        branch.source = source
+        source = self._chosen(branch, source)
         branch.content = sorted(set(branch.content))
-        if branch.op not in ("op", "dot") and self._skips(branch):
+        branch.source = self._projected(branch, source)
+        if branch.op not in ("op", "dot", "moe") and self._skips(branch):
             raise Unread(f"in {self.label(branch.content)} a gate that depends on the data mixes the stream with the sub-layer")
         return branch
+
+    def _chosen(self, branch: Branch, source: int) -> int:
+        """What an expert reads before it is given its share: tokens that a router weighed or picked."""
+        node = self.flow.nodes[source]
+        if branch.op != "ffn" or source in self.inputs or len(node.inputs) < 2 or node.kind in WIRING or node.top < 0:
+            return source
+        within = [*self.flow.between(node.top, source), source]
+        if not self.chooses(within):
+            return source
+        branch.op = "moe"
+        branch.content += within
+        return node.top
+
+    def _projected(self, branch: Branch, source: int) -> int:
+        """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
+        node, inside = self.flow.nodes[source], set(branch.content)
+        if branch.op not in ("attn", "mixer") or source in self.inputs or node.kind != "linear":
+            return source
+        own = any(self.flow.nodes[i].kind == "linear" for i in self.flow.users[source] if i in inside)
+        if own or any(u not in inside for u in self.flow.users[source]):
+            return source
+        branch.content.insert(0, source)
+        return node.inputs[0]
 
     def _skips(self, branch: Branch) -> bool:
         """Whether the source reaches the output by a product with a gate and through no weights: a gated skip."""

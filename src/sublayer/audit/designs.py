@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sublayer.audit.depths import Elsewhere, Factors, bound, starts
 from sublayer.audit.factors import fit, number
 from sublayer.audit.section import Reading
 from sublayer.audit.stack import LayerReading, StackReading, template
 from sublayer.notation import Design, DesignError, Scalar, parse
-
-Samples = dict[str, dict[tuple[int, int], tuple[float, ...]]]  # template -> (layer, depth) -> factors
-
 
 @dataclass
 class Written:
@@ -31,25 +29,18 @@ class Written:
     unknown: str = ""
 
 
-def samples(stack: StackReading) -> Samples:
-    """The factors of every layer, by the template they stand in."""
-    found: Samples = {}
-    depth = len(stack.layers)
-    for i, layer in enumerate(stack.layers):
-        if layer.factors:
-            found.setdefault(layer.template, {})[i + 1, depth] = layer.factors
-    return found
-
-
-def write(stack: StackReading, elsewhere: Samples | None = None) -> Written:
-    """Put a stack into the notation. ``elsewhere`` holds factors of the same model at other depths."""
-    scalars = _fitted(samples(stack), elsewhere or {})
+def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
+    """Put a stack into the notation. ``elsewhere`` is the same model at other depths."""
+    here = Elsewhere()
+    here.add(stack)
+    scalars = _fitted(here.factors, elsewhere.factors if elsewhere else {})
     depth = len(stack.layers)
     embed = _fixed(stack.embed)
     final = _fixed(stack.final)
     blocks: list[str] = []
     for i, layer in enumerate(stack.layers):
         blocks.append(_block(layer, scalars, i + 1, depth))
+    _complete(stack, blocks, embed)
     singles = [_design(embed, [("", block)], final) if block else None for block in blocks]
     equations = [_block_text(d) for d in singles]
     reasons = [f"layer {i}: {layer.unknown}" for i, layer in enumerate(stack.layers) if layer.unknown]
@@ -62,9 +53,9 @@ def write(stack: StackReading, elsewhere: Samples | None = None) -> Written:
         reasons.append("what follows the last layer could not be read")
     design = None
     if not reasons:
-        design = _design(embed, _ranges(blocks), final)
+        design = _design(embed, _ranges(blocks, elsewhere), final)
         if design is None:
-            reasons.append(f"{len(_ranges(blocks))} runs of different layers are more than one design can hold")
+            reasons.append(f"{len(_ranges(blocks, elsewhere))} runs of different layers are more than one design can hold")
     one = next((d for d in singles if d is not None), None)
     return Written(
         one.embed if one else embed,
@@ -76,18 +67,45 @@ def write(stack: StackReading, elsewhere: Samples | None = None) -> Written:
     )
 
 
-def _ranges(blocks: list[str]) -> list[tuple[str, str]]:
+def _complete(stack: StackReading, blocks: list[str], embed: str) -> None:
+    """Give the first and the last layer all streams.
+
+    At the first boundary two streams may still be one value, and after the last layer one may be read by nothing. Such a
+    layer is written as its neighbour is where the two compute the same, seen through what is known there.
+    """
+    names = [set(boundary.values()) for boundary in stack.names]
+    everything = set().union(*names[1:-1]) if len(names) > 2 else set()
+    if len(everything) < 2 or len(blocks) < 2:
+        return
+    if names[0] < everything and blocks[0] and blocks[1]:
+        same = "; ".join(f"{n} = x" for n in sorted(everything - names[0]))
+        if _equal(embed, f"{same}; {blocks[1]}", blocks[0], names[1]):
+            blocks[0] = blocks[1]
+    if names[-1] < everything and blocks[-1] and blocks[-2]:
+        if _equal(embed, blocks[-2], blocks[-1], names[-1]):
+            blocks[-1] = blocks[-2]
+
+
+def _equal(embed: str, one: str, other: str, results: set[str]) -> bool:
+    """Whether two blocks compute the same for the streams in ``results``, whatever they leave in others."""
+    final = " + ".join(f"{i + 2}*{n}" for i, n in enumerate(sorted(results)))
+    # Written as what follows an embedding, so that streams which nothing reads any more fall away.
+    left, right = (_design(f"{embed}; {text}; x = {final}", [("", "x = x + attn(x)")], "") for text in (one, other))
+    return left is not None and left == right
+
+
+def _ranges(blocks: list[str], elsewhere: Elsewhere | None) -> list[tuple[str, str]]:
     """Neighbouring layers of one block as one range."""
-    found: list[tuple[int, int, str]] = []
-    for i, block in enumerate(blocks):
-        if found and found[-1][2] == block:
-            found[-1] = (found[-1][0], i + 1, block)
-        else:
-            found.append((i, i + 1, block))
-    if len(found) == 1:
-        return [("", found[0][2])]
-    last = len(blocks)
-    return [(f"[{a or ''}:{b if b < last else ''}]", text) for a, b, text in found]
+    begins = starts(blocks)
+    if len(begins) == 1:
+        return [("", blocks[0])]
+    depth = len(blocks)
+    others = {d: b for d, b in (elsewhere.bounds if elsewhere else {}).items() if len(b) == len(begins)}
+    ends = [
+        bound({depth: begins[j], **{d: b[j] for d, b in others.items()}}, depth) for j in range(1, len(begins))
+    ]
+    limits = ["", *ends, ""]
+    return [(f"[{a}:{b}]", blocks[i]) for i, a, b in zip(begins, limits[:-1], limits[1:], strict=True)]
 
 
 def _design(embed: str, blocks: list[tuple[str, str]], final: str) -> Design | None:
@@ -122,7 +140,7 @@ def _block(layer: LayerReading, scalars: Mapping[str, list[Scalar | None]], inde
     return layer.template.format(*values)
 
 
-def _fitted(here: Samples, elsewhere: Samples) -> dict[str, list[Scalar | None]]:
+def _fitted(here: Factors, elsewhere: Factors) -> dict[str, list[Scalar | None]]:
     """For each template and factor in it the one scalar that all its layers agree with, if there is one."""
     found: dict[str, list[Scalar | None]] = {}
     for text, by_layer in here.items():

@@ -129,8 +129,9 @@ class Facts:
             seen.add(i)
             node = nodes[i]
             if node.kind == "norm":
-                kind = "latent" if projected else "head" if node.detail.get("over") == head else "full"
-                found = kind if found in ("none", "latent") else found
+                unit = node.detail.get("norm") == "l2norm"
+                kind = "latent" if projected else "unit" if unit else "head" if node.detail.get("over") == head else "full"
+                found = kind if found in ("none", "latent", "unit") else found
             stack += [(j, projected or node.kind == "linear") for j in node.inputs]
         return found
 
@@ -196,7 +197,8 @@ class Facts:
 
     def _place(self, norm: int, reading: Reading) -> str:
         readers = [b.op for b in reading.branches if b.source == norm]
-        if readers:
+        inside = {i for b in reading.branches for i in b.content}
+        if readers and all(u in inside for u in self.flow.users[norm]):
             return "input of " + " and ".join(dict.fromkeys(readers))
         place = self.flow.nodes[norm].inputs[0]
         while self.flow.nodes[place].kind in ("factor", "masked") or len(self.flow.nodes[place].factors) == 1:

@@ -7,6 +7,7 @@ place in memory make no node. What is computed from weights, masks and constants
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sublayer.audit import vocabulary as words
@@ -83,8 +84,11 @@ class Flow:
             sources = sources[1:]  # what was there before is gone
         for source in sources:
             bits |= self.kinds[source.index]
-        # Only the size of a tensor is read.
-        return 0 if value.name in words.SHAPE_ONLY else bits
+        if value.name in words.SHAPE_ONLY:
+            return 0  # only the size of a tensor is read
+        if bits & LIVE and value.dtype == torch.bool and not any(s.dtype.is_floating_point for s in sources):
+            return bits & ~LIVE | SIDE  # a mask that is read off the ids
+        return bits
 
     def is_live(self, value: Value) -> bool:
         return bool(self.kinds[value.index] & LIVE)
@@ -368,7 +372,7 @@ class Flow:
         data, weight = value.args[0], value.args[1]
         if not self.is_live(data) or not self.is_weight(weight):
             return None
-        pointwise = all(n == 1 for n in weight.shape[2:]) and (len(value.args) < 9 or value.args[8] == 1)
+        pointwise = all(n == 1 for n in weight.shape[2:])
         weights = tuple(s for s in value.sources if not self.is_live(s))
         return self.add("linear" if pointwise else "conv", (self.of[data.index],), value, operands=weights, first=True)
 
@@ -395,7 +399,9 @@ class Flow:
         from sublayer.audit.norms import native
 
         data = value.args[0]
-        if value.output != 0 or not self.is_live(data):
+        if value.output != 0:
+            return self.add("reduce", (self.of[live[0].index],), value)
+        if not self.is_live(data):
             return None
         detail = native(self, value)
         if detail is None:

@@ -27,6 +27,7 @@ IDS = frozenset(
     "tokens_ids decoder_ids".split()
 )
 IMAGES = frozenset("pixel_values image images img imgs pixels".split())
+MEMORIES = frozenset({"context", "memory", "encoder_hidden_states"})  # what cross-attention reads
 FIELD_OF_IDS = re.compile(r"(_token_ids?|_token_index|_ids?|_idx)$")
 FIELD_OF_BLOCKS = re.compile(r"window|block_size|chunk|stride|segment|pool|patch|local_attn|lcm")
 
@@ -214,6 +215,14 @@ def _of_text(sizes: Sizes, parameters: dict[str, inspect.Parameter]) -> Iterator
             base = _text(sizes, parameters, plain, masked)
             told = f"{', '.join(labels)} had to be given too"
             yield Inputs((), base.kwargs | labels, base.main, told)
+    books = sizes.number("num_codebooks", "n_codebooks")
+    if books > 1:
+        # one row of ids for each book of codes, folded into the batch by some and a third axis for others
+        for masked in masks:
+            base = _text(sizes, parameters, plain, masked)
+            rows = sizes.ids(plain).repeat(books, 1)
+            for ids in (rows, rows.view(books, BATCH, plain).permute(1, 2, 0).contiguous()):
+                yield Inputs((), base.kwargs | {"input_ids": ids}, base.main, f"ids of {books} codebooks were given")
     for length in _longer(sizes):
         for masked in masks:
             yield _text(sizes, parameters, length, masked)
@@ -350,9 +359,10 @@ SIGNALS = {
 
 
 def _channels(module: nn.Module) -> int:
+    """What the first convolution reads, if that can be an image; behind a fold it reads more."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.Conv3d):
-            return m.in_channels * 1
+            return m.in_channels if m.in_channels <= 4 else 3
     return 3
 
 
@@ -399,6 +409,9 @@ def _of_structure(sizes: Sizes, parameters: dict[str, inspect.Parameter]) -> Ite
                         main.append(name)
                 told = f"forward was given {', '.join(_say(n, a) for n, a in zip(required, args, strict=True))}"
                 yield Inputs(tuple(args), {}, tuple(main), told)
+                for name in MEMORIES & parameters.keys() - set(required):
+                    memory = sizes.floats(BATCH, sizes.second, next(_widths(sizes.module), 64))
+                    yield Inputs(tuple(args), {name: memory}, tuple(main), f"{told}, {_say(name, memory)}")
                 if not any("mask" in n for n in required):
                     break
 
@@ -416,6 +429,8 @@ def _kinds(sizes: Sizes, name: str) -> list[str]:
                 kinds.append("ids")
             elif isinstance(m, nn.Conv2d):
                 kinds.append("image")
+            elif isinstance(m, nn.Conv3d):
+                kinds.append("video")
             elif isinstance(m, nn.Conv1d):
                 kinds.append("signal")
             elif next(m.parameters(), None) is None:
@@ -443,6 +458,11 @@ def _pairs(sizes: Sizes, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
         for height, width in _extents(sizes):
             image = sizes.floats(BATCH, _channels(sizes.module), height, width)
             yield image, image
+    elif kind == "video":
+        frames = [v for m in sizes.module.modules() for k, v in m.__dict__.items() if k in ("temporal_size", "num_frames")]
+        for (height, width), count in itertools.product(_extents(sizes)[:3], dict.fromkeys([*frames, 16, 8])):
+            clip = sizes.floats(BATCH, _channels(sizes.module), count, height, width)
+            yield clip, clip
     elif kind == "signal":
         for m in sizes.module.modules():
             if isinstance(m, nn.Conv1d):

@@ -67,25 +67,15 @@ class Frames:
                     self.sums[f] += 1
 
     def element(self, frame: Frame) -> str:
-        """The path of the list element that a call belongs to, from the outermost list that is not called itself; empty
-        if it is no element."""
-        path, found = frame.path, ""
-        while "." in path or path:
-            parent = path.rpartition(".")[0]
-            if not path or parent not in self.tape.containers or (parent == "" and "" not in self.tape.containers):
-                break
-            found = path
-            if parent in self._called:
-                break
-            path = parent
-        return found
-
-    @property
-    def _called(self) -> frozenset[str]:
-        cached = self.__dict__.get("_paths")
-        if cached is None:
-            cached = self.__dict__["_paths"] = frozenset(f.path for f in self.tape.frames)
-        return cached
+        """The path of the outermost list element, below the calling module, that a call belongs to; empty if there is
+        none. The element itself need not be called: a list of lists is not, nor is one whose forward is called by hand."""
+        above = self.tape.frames[frame.parent].path
+        parts = frame.path.split(".")
+        known = len(above.split(".")) if above and frame.path.startswith(above + ".") else 0
+        for count in range(known + 1, len(parts) + 1):
+            if ".".join(parts[: count - 1]) in self.tape.containers:
+                return ".".join(parts[:count])
+        return ""
 
     def candidates(self, root: int = 0) -> list[tuple[int, str]]:
         """Calls that may be layers, outermost first, each with its element path."""

@@ -3,15 +3,25 @@
 `show` and `diff` speak with these, so that one fact is always said in one way.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from sublayer.audit.result import BranchFacts, LayerAudit, NormFacts, Stack
+from sublayer.audit.result import BranchFacts, NormFacts
 from sublayer.notation import Design, designs, parse
 from sublayer.notation.program import Add
 
 ATTENTION = frozenset({"attn", "cross", "dot"})
+# What a person calls an operator.
+SPOKEN = {
+    "attn": "attention",
+    "dot": "weightless attention",
+    "cross": "cross-attention",
+    "ffn": "FFN",
+    "moe": "mixture of experts",
+    "mixer": "mixer",
+    "op": "unnamed sub-layer",
+}
 QK_PLACES = frozenset({"query", "key", "query or key"})
 MOST_RUNS = 4  # runs of layers that are listed one by one
 MOST_NAMES = 12  # groups of names that are listed
@@ -36,7 +46,7 @@ def numbers(indices: Iterable[int]) -> str:
     spans = runs(indices)
     said = [str(a) if a == b else f"{a}-{b}" for a, b in spans]
     if len(spans) > MOST_RUNS:
-        steps = {b[0] - a[0] for a, b in zip(spans, spans[1:], strict=False)}
+        steps = {b[0] - a[0] for a, b in pairwise(spans)}
         if len(steps) == 1 and len({b - a for a, b in spans[:-1]}) == 1:
             return f"{said[0]}, {said[1]}, ..., {said[-1]}"
     return ", ".join(said)
@@ -96,6 +106,7 @@ def number(value: Any) -> str:
 
 
 def plural(count: int, word: str) -> str:
+    """``1 head``, ``12 heads``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
@@ -207,11 +218,6 @@ def _experts(details: Mapping[str, Any]) -> list[str]:
 # --- designs ------------------------------------------------------------------------------------------------------
 
 
-def block_of(stack: Stack, layer: LayerAudit) -> Design | None:
-    """A layer as a design, from its equation where the audit holds no design of it."""
-    return layer.design
-
-
 def standing(design: Design) -> tuple[tuple[str, ...], str]:
     """Where a design stands among the named ones: their names, and what sets it apart from them (empty: nothing)."""
     if design.names:
@@ -219,13 +225,16 @@ def standing(design: Design) -> tuple[tuple[str, ...], str]:
     bare, factor = without_factor(design)
     if factor and bare.names:
         return bare.names, f"but for the factor {factor} on the embedding"
-    blocks = _named_blocks().get(design.block, ())
-    if not blocks:
+    first = _first_of_block(design.block)
+    if first is None:
         return (), ""
-    wanted = parse(blocks[0])
-    apart = [f"{part}: {text}" for part, text in (("embed", design.embed), ("final", design.final))]
-    apart = [text for text, same in zip(apart, (design.embed == wanted.embed, design.final == wanted.final), strict=True) if not same]
-    return blocks, f"but for {' and '.join(apart)}"
+    wanted = parse(first)
+    apart = [
+        f"{part}: {mine}"
+        for part, mine, theirs in (("embed", design.embed, wanted.embed), ("final", design.final, wanted.final))
+        if mine != theirs
+    ]
+    return wanted.names, f"but for {' and '.join(apart)}"
 
 
 def without_factor(design: Design) -> tuple[Design, str]:
@@ -234,24 +243,17 @@ def without_factor(design: Design) -> tuple[Design, str]:
     found = [s for s in section.steps if isinstance(s, Add) and s.args == ("e",) and not s.terms[0][0].is_one]
     if len(found) != 1:
         return design, ""
-    scalar = str(found[0].terms[0][0])
-    text = section.text
-    for written in (f"{scalar}*e", f"({scalar})*e"):
-        if text.count(written) == 1:
-            data = design.to_dict()
-            data["embed"] = text.replace(written, "e")
-            return Design.from_dict({**data, "name": None}), scalar
-    return design, ""
+    written = section.sum_text(found[0])
+    if section.text.count(written) != 1:
+        return design, ""
+    record = {**design.to_dict(), "name": None, "embed": section.text.replace(written, "e")}
+    return Design.from_dict(record), str(found[0].terms[0][0])
 
 
-def _named_blocks() -> dict[str, tuple[str, ...]]:
-    """Block designs of the catalogue by their block's text, the first entries first."""
-    found: dict[str, tuple[str, ...]] = {}
-    for entry in designs():
-        design = parse(entry.name)
-        if design.streams == ("x",):
-            found[design.block] = (*found.get(design.block, ()), entry.name)
-    return found
+def _first_of_block(block: str) -> str | None:
+    """The first entry of the catalogue with this block."""
+    named = ((entry.name, parse(entry.name)) for entry in designs())
+    return next((name for name, design in named if design.block == block and design.streams == ("x",)), None)
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -260,8 +262,3 @@ def in_words(names: Sequence[str]) -> str:
         return "no named design"
     head, rest = names[0], list(names[1:])
     return head + (f" (the wiring of {listed(rest, 5)})" if rest else "")
-
-
-def tidy(text: str) -> str:
-    """Text on one line without doubled spaces."""
-    return re.sub(r"\s+", " ", text).strip()

@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sublayer.audit import facts as fact
 from sublayer.audit.branches import Unread
-from sublayer.audit.designs import Samples, Written, samples, write
+from sublayer.audit.depths import Elsewhere, other_depths
+from sublayer.audit.designs import Written, write
 from sublayer.audit.findings import broken_shape, findings
 from sublayer.audit.flow import Flow
 from sublayer.audit.inputs import Inputs
@@ -97,11 +97,17 @@ def read_tape(tape: Tape, target: Target) -> Audit:
     if output is None:
         return Audit(stacks=(), unknown="no output depends on the data that was fed in", **common)
     found = _stacks(tape, flows, output, _configured(target.config))
-    other = _elsewhere(target, tape, found)
+    other = _elsewhere(target, found)
     stacks = []
     for k, one in enumerate(found):
-        stacks.append(_stack(one, other[k] if k < len(other) else {}, alive, tape))
+        stacks.append(_stack(one, other[k] if k < len(other) else None, alive, tape))
     return Audit(stacks=tuple(stacks), **common)
+
+
+def _found(tape: Tape, target: Target) -> list[Found]:
+    flows = [Flow(tape, (name,)) for name in tape.main if name in tape.inputs]
+    output = next((v for _, v in tape.outputs if any(f.is_live(v) for f in flows)), None)
+    return _stacks(tape, flows, output, _configured(target.config)) if output is not None else []
 
 
 def _stacks(tape: Tape, flows: list[Flow], output: Value, plain: str) -> list[Found]:
@@ -188,39 +194,42 @@ def _length(tape: Tape, flow: Flow) -> int:
     return counts.most_common(1)[0][0] if counts else 1
 
 
-def _elsewhere(target: Target, tape: Tape, found: list[Found]) -> list[Samples]:
-    """Residual factors of the same model with other numbers of layers: whether they depend on the depth."""
-    if target.rebuild is None or not any(f.reading and samples(f.reading) for f in found):
+def _elsewhere(target: Target, found: list[Found]) -> list[Elsewhere]:
+    """The same model with other numbers of layers, where something in it may depend on that."""
+    stacks = [f.reading for f in found if f.reading]
+    following = other_depths(stacks) if target.rebuild and stacks and len(stacks) == len(found) else None
+    if following is None or target.rebuild is None:
         return []
-    merged: list[Samples] = [{} for _ in found]
-    depth = max(len(f.run.layers) for f in found)
-    for other in (depth + 1, depth + 3):
-        try:
-            module = target.rebuild(other)
-        except Exception:  # a config that cannot be made deeper says nothing of depth
-            return []
-        again = replace(target, module=module, rebuild=None)
-        second, _, _ = _run(again)
-        if second is None:
-            return []
-        flows = [Flow(second, (name,)) for name in second.main if name in second.inputs]
-        output = next((v for _, v in second.outputs if any(f.is_live(v) for f in flows)), None)
-        if output is None:
-            return []
-        for into, one in zip(merged, _stacks(second, flows, output, _configured(target.config)), strict=False):
-            for text, by_layer in (samples(one.reading) if one.reading else {}).items():
-                into.setdefault(text, {}).update(by_layer)
+    merged = [Elsewhere() for _ in found]
+    seen = Elsewhere()
+    seen.add(stacks[-1])
+    while depths := following(seen.bounds):
+        for depth in depths:
+            try:
+                module = target.rebuild(depth)
+            except Exception:  # a config that cannot be made deeper says nothing of depth
+                return merged
+            tape, _, _ = _run(replace(target, module=module, rebuild=None))
+            again = _found(tape, target) if tape else []
+            if len(again) != len(found) or not all(one.reading for one in again):
+                return merged
+            for into, one in zip(merged, again, strict=True):
+                if one.reading:
+                    into.add(one.reading)
+            seen.bounds.update(merged[-1].bounds)
+            if depth not in seen.bounds:
+                return merged
     return merged
 
 
-def _stack(one: Found, other: Mapping[str, Any], alive: set[int], tape: Tape) -> Stack:
+def _stack(one: Found, other: Elsewhere | None, alive: set[int], tape: Tape) -> Stack:
     if one.reading is None:
         layers = tuple(
             LayerAudit(i, layer.path, "", None, unknown=one.unknown) for i, layer in enumerate(one.run.layers)
         )
         return Stack(one.name, layers, "", "", None, unknown=one.unknown)
     reading = one.reading
-    written = write(reading, dict(other))
+    written = write(reading, other)
     facts = fact.Facts(reading, _length(tape, reading.flow))
     needed = fact.useful(reading.flow, alive)
     ends = [n for r, w in ((reading.embed, "embed"), (reading.final, "final")) if r for n in facts.norms(r, w)]

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sublayer.audit.result import FORMAT, SEVERITIES, Audit, AuditError, Finding
@@ -56,16 +55,11 @@ def _check_severity(finding: Finding) -> None:
         raise AuditError(f"a finding's severity is one of {', '.join(SEVERITIES)}; got {finding.severity!r}")
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
 def read(kind: type[T], data: Any, where: str) -> T:
     """A dataclass from JSON values, every field checked. Raises AuditError that names the place."""
     if not isinstance(data, Mapping):
         raise AuditError(f"{where} must be an object; got {type(data).__name__}; the record is damaged")
-    hints = _hints(kind)
+    hints = get_type_hints(kind)
     strange = sorted(set(map(str, data)) - set(hints))
     if strange:
         raise AuditError(f"{where} has no field {strange[0]!r}; the record is damaged, or of another version")

@@ -175,3 +175,38 @@ class Audit:
     def layers(self) -> list[Design | None]:
         """One design a layer of the main stack."""
         return [layer.design for layer in self.main.layers] if self.main else []
+
+    def __str__(self) -> str:
+        from sublayer.audit.show import show
+
+        return show(self)
+
+    def _repr_html_(self) -> str:
+        from sublayer.audit.show import as_html
+
+        return as_html(self)
+
+    def svg(self) -> str:
+        """The diagram of the main stack's design. Raises AuditError where that is unknown."""
+        from sublayer.audit.show import svg
+
+        return svg(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole audit as JSON values; `from_dict` reads it back."""
+        from sublayer.audit.record import to_dict
+
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Audit":
+        """Read what `to_dict` wrote. Raises AuditError for anything else."""
+        from sublayer.audit.record import from_dict
+
+        return from_dict(data)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a layer; needs pandas (the extra `frames`)."""
+        from sublayer.audit.record import to_frame
+
+        return to_frame(self)

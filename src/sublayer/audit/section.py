@@ -97,6 +97,11 @@ class SectionReader:
             return self._sum(node)
         if node.kind == "norm":
             return self._norm(node)
+        squash = self._dyt(node)
+        if squash is not None:
+            inner = self.read(squash)
+            self.reading.norms.append((node.index, ""))
+            return f"{self._site('norm' if self.plain == 'dyt' else 'dyt', self._weights(node))}({inner})", ()
         if node.kind == "factor" and node.detail["shape"] != "other":
             inner = self.read(node.inputs[0])
             op = "gate" if node.detail["shape"] == "one" else "scale"
@@ -107,11 +112,6 @@ class SectionReader:
             self.reading.remarks.append("positions are masked or left out on the stream")
             inner = self.read(node.inputs[0])
             return inner, ()
-        squash = self._dyt(node)
-        if squash is not None:
-            inner = self.read(squash)
-            self.reading.norms.append((node.index, ""))
-            return f"{self._site('norm' if self.plain == 'dyt' else 'dyt', self._weights(node))}({inner})", ()
         together = self._joined(node)
         if together is not None:
             return together, ()

@@ -34,7 +34,10 @@ class LayerReading:
 
 @dataclass
 class StackReading:
-    """All of a stack. ``embed`` and ``final`` are None where they were left unread, with the reason in ``remarks``."""
+    """All of a stack. ``embed`` and ``final`` are None where they were left unread, with the reason in ``remarks``.
+
+    ``names`` holds, for each boundary between layers, the name of each value that crosses it.
+    """
 
     run: Run
     flow: Flow
@@ -43,7 +46,7 @@ class StackReading:
     final: Reading | None
     width: int
     root: int
-    ends: dict[int, str]
+    names: list[dict[int, str]]
     remarks: list[str]
 
 
@@ -116,9 +119,13 @@ class StackReader:
         found: list[LayerReading] = []
         for k, layer in enumerate(layers):
             found.append(self._layer(layer, names[k], names[k + 1], width, found[-1].template if found else ""))
-        root, embed, remarks = self._embed(names[0], width)
+        # Streams that start as one value are one value at the first boundary.
+        streams = {n for later in names[1:-1] for n in later.values()}
+        start = next(i for i, n in names[0].items() if n == "x")
+        also = {n: start for n in sorted(streams - set(names[0].values()))}
+        root, embed, remarks = self._embed(names[0], width, also)
         final = self._final(names[-1], width)
-        return StackReading(self.run, self.flow, found, embed, final, width, root, names[-1], remarks)
+        return StackReading(self.run, self.flow, found, embed, final, width, root, names, remarks)
 
     def _reads(self, layer: Layer) -> set[int]:
         return {
@@ -138,9 +145,11 @@ class StackReader:
             kept = {i: before[i] for i in crossing if i in before}
             given = self._given(k)
             rest = sorted((i for i in crossing if i not in kept), key=lambda i: (given.get(i, len(given)), i))
+            if k == 1 and rest and "x" in kept.values():
+                # It stays what it was before the first layer: another stream, that only began as the same value.
+                first = next(i for i, n in kept.items() if n == "x")
+                kept[first] = next(s for s in STREAMS[1:] if s not in kept.values())
             free = [s for s in STREAMS if s not in kept.values()]
-            if "x" in kept.values() and rest and not names[-1:]:
-                free = free[1:]
             order = self._matched(rest, before, free) if before else None
             names.append(kept | (order or dict(zip(rest, free, strict=False))))
             if "x" not in names[-1].values():
@@ -200,13 +209,15 @@ class StackReader:
             return LayerReading(layer, None, str(reason), before)
         return LayerReading(layer, reading, "", before)
 
-    def _section(self, before: dict[int, str], after: dict[int, str], width: int) -> Reading:
+    def _section(self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None) -> Reading:
+        """Statements from the values named ``before`` to those named ``after``; ``also`` holds more names of values."""
         reader = SectionReader(self.flow, before, width, self.length, self.plain)
-        results = {name: reader.read(node) for node, name in sorted(after.items(), key=lambda item: item[1])}
+        ends = {name: node for node, name in after.items()} | (also or {})
+        results = {name: reader.read(node) for name, node in sorted(ends.items())}
         reader.assign(results, set(before.values()))
         return reader.reading
 
-    def _embed(self, first: dict[int, str], width: int) -> tuple[int, Reading | None, list[str]]:
+    def _embed(self, first: dict[int, str], width: int, also: dict[str, int]) -> tuple[int, Reading | None, list[str]]:
         """What happens to the stream between the embedding and the first layer.
 
         The embedding is the highest single value from which the way to the first layer can be read.
@@ -222,7 +233,7 @@ class StackReader:
             if nodes[root].kind == "source" and nodes[root].value.dtype.is_floating_point is False:
                 continue
             try:
-                reading = self._section({root: "e"}, first, width)
+                reading = self._section({root: "e"}, first, width, also)
             except Unread:
                 continue
             if self._plain_start(reading, root):

@@ -22,6 +22,7 @@ aten = torch.ops.aten
 
 MOST_VISITS = 128  # entries of a list chosen by weights that are all visited
 FEW_VISITS = 16  # of a longer one
+MOST_CHOICES = 64  # options of a top-k of which all are chosen by one token or another
 
 # Calls that make a tensor from nothing, on the CPU unless they are told otherwise.
 FACTORIES_ON_CPU = frozenset(
@@ -82,8 +83,8 @@ def _index(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kwargs:
         if isinstance(twin, Tensor) and twin.dtype in (torch.bool, torch.uint8):
             known = recorder.numbers(args[1][i])
             if known is None:
-                count = twin.shape[0] if twin.dim() else 1
-                _assume(recorder, f"the number of places chosen by a mask was taken to be {count}")
+                count = max(twin.numel() // 2, 1)
+                _assume(recorder, f"a mask that depends on weights or data was taken to choose {count} of {twin.numel()} places")
             else:
                 count = int(torch.count_nonzero(known))
             plain += [torch.empty(count, dtype=torch.long, device="meta") for _ in range(twin.dim())]
@@ -140,6 +141,27 @@ def _grouped_mm(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kw
     return torch.empty((*left.shape[:-1], right.shape[-1]), dtype=left.dtype, device="meta")
 
 
+def _chosen(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The places of the largest: where weights decide, one after the other, so that a router's tokens visit all experts."""
+    result = func(*twins, **kwargs)
+    indices = result[1] if isinstance(result, tuple | list) else result
+    if not isinstance(indices, Tensor) or indices.dtype != torch.long or recorder.numbers(args[0]) is not None:
+        return result
+    place = 2 if func is aten.topk.default else 1
+    axis = twins[place] if len(twins) > place else kwargs.get("dim", -1)
+    options = twins[0].numel() if axis is None or not twins[0].dim() else twins[0].shape[axis]
+    if not options or indices.numel() > 1 << 20:
+        return result
+    shape = list(indices.shape)
+    if indices.dim() == twins[0].dim() and indices.dim():
+        shape.append(shape.pop(axis))
+        chosen = torch.arange(indices.numel(), device="cpu").reshape(shape).movedim(-1, axis)
+    else:
+        chosen = torch.arange(indices.numel(), device="cpu").reshape(shape)
+    recorder.promised[id(indices)] = chosen % (options if options <= MOST_CHOICES else FEW_VISITS)
+    return result
+
+
 def _split(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kwargs: dict[str, Any]) -> Any:
     """Splitting by sizes that were made up: as many parts, of nearly equal size."""
     tensor, sizes = twins[0], list(twins[1])
@@ -163,10 +185,14 @@ STANDINS: dict[str, Standin] = {
     "bincount": _bincount,
     "_grouped_mm": _grouped_mm,
     "split_with_sizes": _split,
+    "topk": _chosen,
+    "argmax": _chosen,
+    "max": _chosen,
 }
 
 
 def _assume(recorder: "Recorder", text: str) -> None:
+    """Note what was made up."""
     if text not in recorder.tape.assumptions:
         recorder.tape.assumptions.append(text)
 

@@ -21,6 +21,7 @@ from sublayer.audit.target import undisturbed
 from sublayer.audit.tape import ALIAS, WRITTEN, Frame, Replay, Tape, Value
 
 META = torch.device("meta")
+CHOICES = "the places that weights choose (top-k, the largest) were taken one after the other"
 
 
 class Recorder(TorchDispatchMode):
@@ -40,6 +41,8 @@ class Recorder(TorchDispatchMode):
         for name, parameter in module.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), ("parameter", name))
         self.concrete = Replay({}, lambda v: v.real)
+        self.strict = Replay({}, lambda v: v.real)  # the same without what stand-ins make up
+        self.made_up = False
         self.promised: dict[int, Tensor] = {}  # id of a tensor that a stand-in made -> the numbers it holds by assumption
 
     # --- values ---------------------------------------------------------------------------------------------------
@@ -79,8 +82,12 @@ class Recorder(TorchDispatchMode):
         return self.values[id(self.twin(tensor))]
 
     def numbers(self, tensor: Tensor) -> Tensor | None:
-        """The real numbers of a tensor, where they follow from inputs and constants alone."""
-        return self.concrete(self.value_of(tensor))
+        """The real numbers of a tensor, where they follow from inputs, constants and what stand-ins made up."""
+        value = self.value_of(tensor)
+        found = self.concrete(value)
+        if found is not None and self.made_up and self.strict(value) is None and CHOICES not in self.tape.assumptions:
+            self.tape.assumptions.append(CHOICES)
+        return found
 
     # --- the mode -------------------------------------------------------------------------------------------------
 
@@ -136,6 +143,7 @@ class Recorder(TorchDispatchMode):
             self._hold(out, value)
             if id(out) in self.promised:
                 self.concrete.known[value.index] = self.promised.pop(id(out))
+                self.made_up = True
         for twin in written:
             old = self.values[id(twin)]
             new = self._call(name, twin, func, values, kwargs, 0)

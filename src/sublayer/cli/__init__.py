@@ -5,6 +5,7 @@ import sys
 import click
 
 from sublayer import __version__
+from sublayer.cli.audit import audit, diff
 from sublayer.cli.cost import cost
 from sublayer.cli.designs import designs, show
 from sublayer.cli.training import compare, train
@@ -20,7 +21,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, train, show, designs, cost):
+for command in (compare, train, audit, diff, show, designs, cost):
     cli.add_command(command)
 
 
