@@ -1,4 +1,4 @@
-"""`sublayer audit` and `sublayer diff`: what they print, and their exit codes: 0, 1 for a difference, 2 for a mistake."""
+"""`sublayer audit` and `sublayer diff`: what they print, and exit codes: 0, 1 for a difference, 2 for a mistake."""
 
 import json
 import subprocess
@@ -110,8 +110,8 @@ def test_diff_of_a_model_and_a_design(
     [
         ("bert", 0, "as expected: 12 layers of"),
         ("roberta", 0, "as expected"),
-        ("post-norm", 1, "the norm on the embedding is gone"),
-        ("x = norm(x + attn(x)); x = norm(x + ffn(x))", 1, "the norm on the embedding is gone"),
+        ("post-norm", 1, "the norm on the embedding is new"),
+        ("x = norm(x + attn(x)); x = norm(x + ffn(x))", 1, "the norm on the embedding is new"),
         ("embed: x = norm(e)\nblock: x = norm(x + attn(x)); x = norm(x + ffn(x))", 0, "as expected"),
     ],
 )

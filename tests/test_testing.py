@@ -30,10 +30,10 @@ def test_a_wiring_that_is_the_one(design: str | sl.Design) -> None:
 @pytest.mark.parametrize(
     ("design", "said"),
     [
-        ("x = x + attn(norm(x)); x = x + ffn(norm(x))", "moved from the sums to their inputs"),
+        ("x = x + attn(norm(x)); x = x + ffn(norm(x))", "moved from their inputs to the sums"),
         (f"block: {POST}\nfinal: x = x", "the norm on the embedding is"),
-        ("post-norm", "the norm on the embedding is gone"),
-        (sl.parse("post-norm"), "the norm on the embedding is gone"),
+        ("post-norm", "the norm on the embedding is new"),
+        (sl.parse("post-norm"), "the norm on the embedding is new"),
         (f"block[:3]: {POST}\nblock[3:]: x = norm(x + attn(x) + ffn(x))", "layers 3-11:"),
     ],
 )
@@ -80,5 +80,5 @@ def test_a_live_model() -> None:
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     assert_wiring(model, POST)
     first = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
-    with pytest.raises(AssertionError, match="moved from their inputs to the sums"):
+    with pytest.raises(AssertionError, match="moved from the sums to their inputs"):
         assert_wiring(nn.TransformerEncoder(first, 3, enable_nested_tensor=False), POST)

@@ -40,7 +40,8 @@ def assert_wiring(model: Any, design: "str | Design", *, inputs: Any = None) -> 
     audit = _audit(model, inputs)
     side = Side(audit.target, audit=audit)
     block_only = isinstance(design, str) and "=" in design and not _WHOLE.search(design)
-    found = between(side, Side(_name(design, block_only), design=wanted), ends=not block_only)
+    # From what is expected to what is there: the words say what the model does otherwise.
+    found = between(Side(_name(design, block_only), design=wanted), side, ends=not block_only)
     if found:
         raise AssertionError(f"the wiring is not the one that is expected\n{found}")
 

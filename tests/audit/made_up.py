@@ -23,7 +23,7 @@ def stack(
     details: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "model",
 ) -> Stack:
-    """A stack with the wiring of a design and the facts of a small model; ``details`` overrides those of an operator."""
+    """A stack with the wiring of a design and the facts of a small model; ``details`` overrides an operator's."""
     design = parse(text)
     given = {"attn": ATTENTION, "cross": ATTENTION, "ffn": FFN}
     layers = []

@@ -40,7 +40,11 @@ def test_the_example_of_the_issue() -> None:
     ("a", "b", "said"),
     [
         ("post-norm", "output-norm", "the norms after attention and FFN moved from the sums to the branches"),
-        ("post-norm", "x = x + norm(attn(x)); x = norm(x + ffn(x))", "the norm after attention moved from the sum to the"),
+        (
+            "post-norm",
+            "x = x + norm(attn(x)); x = norm(x + ffn(x))",
+            "the norm after attention moved from the sum to the",
+        ),
         ("post-norm", "input-norm", "the norms of attention and FFN moved from the sums to their inputs"),
         ("input-norm", "output-norm", "moved from their inputs to their outputs, on the branches"),
         ("input-norm", "sandwich", "the norms on the branches after attention and FFN are new"),
@@ -68,7 +72,11 @@ def test_the_example_of_the_issue() -> None:
         ("post-norm", "bert", "the norm on the embedding is new"),
         ("input-norm", "block: x = x + attn(norm(x)); x = x + ffn(norm(x))\nfinal: x = x", "the last norm is gone"),
         ("post-norm", "residual", "the carried stream r is new"),
-        ("x = x + attn(norm(x))", "embed: x = 3*e\nblock: x = x + attn(norm(x))", "the embedding is multiplied by 3 now"),
+        (
+            "x = x + attn(norm(x))",
+            "embed: x = 3*e\nblock: x = x + attn(norm(x))",
+            "the embedding is multiplied by 3 now",
+        ),
     ],
 )
 def test_words_for_what_moved(a: str, b: str, said: str) -> None:
@@ -80,7 +88,7 @@ def test_words_for_what_moved(a: str, b: str, said: str) -> None:
 
 
 def test_two_designs_are_equal_in_words_only_if_they_are() -> None:
-    """Designs of the catalogue, each with itself and its neighbours: no difference goes unsaid, and equal ones have none."""
+    """Designs of the catalogue with themselves and their neighbours: no difference is unsaid; equal ones have none."""
     catalogue = list({str(parse(e.name)): parse(e.name) for e in designs()}.values())
     for k, a in enumerate(catalogue):
         for b in catalogue[k : k + 6]:
@@ -151,7 +159,9 @@ def test_one_norm_of_another_kind_names_its_place() -> None:
     norms = list(one.stacks[0].layers[0].norms)
     norms[1] = replace(norms[1], kind="rmsnorm")
     found = diff(one, with_layers(one, range(2, 4), norms=tuple(norms)))
-    assert [(m.place, m.phrases) for m in found.moved] == [("layers 2-3", ("norm, input of ffn: layernorm -> rmsnorm",))]
+    assert [(m.place, m.phrases) for m in found.moved] == [
+        ("layers 2-3", ("norm, input of ffn: layernorm -> rmsnorm",))
+    ]
 
 
 def test_names_of_modules_count_for_nothing() -> None:

@@ -43,7 +43,6 @@ def test_equal_key_value_heads_and_defaults_are_not_told() -> None:
         ({"qk_norm": "head"}, "QK-norm per head"),
         ({"qk_norm": "full"}, "QK-norm over all heads"),
         ({"gated": True}, "output gated"),
-        ({"heads": None}, "attn"),
     ],
 )
 def test_what_attention_has_is_told(details: dict[str, object], said: str) -> None:
@@ -129,7 +128,7 @@ def test_what_is_in_vain_shared_or_assumed_is_told() -> None:
         "note  ",
         "a constant is added  (layers 1-11)",
         "ffn (mlp) is computed and reaches no output  (layers 0-1)",
-        "parameters that nothing reads (24): encoder.layers.0-11.ln.weight, encoder.layers.0-11.ln.bias",
+        "parameters that nothing reads (24): encoder.layers.0-11.ln.{weight, bias}",
         "inputs that change nothing: token_type_ids",
         "assumed: every expert is chosen once",
         "error: layers 0-11, attn: the residual is taken from the normed value. [residual-from-norm]",
@@ -176,6 +175,7 @@ def test_numbers_of_layers(indices: list[int], said: str) -> None:
 def test_names_are_gathered() -> None:
     names = [f"h.{i}.experts.{j}.w" for i in range(4) for j in range(8)] + ["wte.weight", "h.0.b", "h.2.b"]
     assert grouped(names) == ["h.0-3.experts.0-7.w", "wte.weight", "h.{0, 2}.b"]
+    assert grouped(["a", "b", "c.x.w", "c.x.b"]) == ["a", "b", "c.x.{w, b}"]
     assert grouped(["a.0.b.0.c", "a.0.b.1.c", "a.1.b.0.c"]) == ["a.0.b.0-1.c", "a.1.b.0.c"]
     assert grouped([]) == []
 

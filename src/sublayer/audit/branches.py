@@ -181,7 +181,68 @@ class BranchReader:
         branch.content = sorted(set(branch.content))
         branch.source = self._projected(branch, source)
         if branch.op not in ("op", "dot", "moe") and self._skips(branch):
-            raise Unread(f"in {self.label(branch.content)} a gate that depends on the data mixes the stream with the sub-layer")
+            raise Unread(f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own")
+        return branch
+
+    def _chosen(self, branch: Branch, source: int) -> int:
+        """What an expert reads before it is given its share: tokens that a router weighed or picked."""
+        node = self.flow.nodes[source]
+        if branch.op != "ffn" or source in self.inputs or len(node.inputs) < 2 or node.kind in WIRING or node.top < 0:
+            return source
+        within = [*self.flow.between(node.top, source), source]
+        if not self.chooses(within):
+            return source
+        branch.op = "moe"
+        branch.content += within
+        return node.top
+
+    def _projected(self, branch: Branch, source: int) -> int:
+        """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
+        node, inside = self.flow.nodes[source], set(branch.content)
+        if branch.op not in ("attn", "mixer") or source in self.inputs or node.kind != "linear":
+            return source
+        own = any(self.flow.nodes[i].kind == "linear" for i in self.flow.users[source] if i in inside)
+        if own or any(u not in inside for u in self.flow.users[source]):
+            return source
+        branch.content.insert(0, source)
+        return node.inputs[0]
+
+    def _skips(self, branch: Branch) -> bool:
+        """Whether the source reaches the output by a way that passes no weights: a skip inside, or a gated one."""
+        nodes, inside = self.flow.nodes, set(branch.content)
+        seen: set[int] = set()
+        stack = [branch.output]
+        while stack:
+            i = stack.pop()
+            if i == branch.source:
+                return True
+            if i in seen or i not in inside or nodes[i].kind in WEIGHTY or nodes[i].value.name == "_grouped_mm":
+                continue
+            seen.add(i)
+            stack += nodes[i].inputs
+        return False
+
+    def _in_sequence(self, content: list[int]) -> bool:
+        """Whether two linear maps follow one another among the nodes: a whole feed-forward network, gated at its end."""
+        linear = [i for i in content if self.flow.nodes[i].kind == "linear"]
+        return any(self._fed_by(i, set(content), frozenset(linear) - {i}) for i in linear)
+
+    def _goes_on(self, place: int) -> bool:
+        """Whether the first linear map of a feed-forward network is not its first: something non-linear of another
+        linear map comes before it."""
+        nodes = self.flow.nodes
+        while place not in self.inputs and nodes[place].kind == "pointwise" and len(nodes[place].inputs) == 1:
+            place = nodes[place].inputs[0]
+            if place not in self.inputs and nodes[place].kind == "linear":
+                return True
+        return False
+
+    def _finish(self, branch: Branch, source: int) -> Branch:
+        source = self._chosen(branch, source)
+        branch.content = sorted(set(branch.content))
+        branch.source = self._projected(branch, source)
+        if branch.op not in ("op", "dot", "moe") and self._skips(branch):
+            raise Unread(f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own")
         return branch
 
     def _chosen(self, branch: Branch, source: int) -> int:

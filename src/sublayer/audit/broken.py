@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 from sublayer.audit.result import Finding
 from sublayer.audit.sentences import said
 
-PRODUCT = re.compile(r"shapes cannot be multiplied \((?P<a>\d+)x(?P<b>\d+) and (?P<c>\d+)x(?P<d>\d+)\)")
-META_PRODUCT = re.compile(r"a and b must have same reduction dim, but got \[(?P<a>[^\]]*)\] X \[(?P<b>[^\]]*)\]")
-SUM = re.compile(r"size of tensor a \((?P<a>\d+)\) must match the size of tensor b \((?P<b>\d+)\)")
-VIEW = re.compile(r"shape '(?P<a>\[[^']*\])' is invalid for input of size (?P<b>\d+)")
-NORMED = re.compile(r"Given normalized_shape=\[(?P<a>\d+)\].*got input of size\s?\[(?P<b>[^\]]*)\]")
-Running = tuple[str, nn.Module, dict[str, Any]]  # path, module, local values of its forward
+# What torch says on the CPU, and what it says on the meta device.
+PRODUCT = re.compile(r"shapes cannot be multiplied|must have same reduction dim")
+NORMED = re.compile(r"Given normalized_shape=\[")
+SUM = (
+    re.compile(r"size of tensor a \((?P<a>\d+)\) must match the size of tensor b \((?P<b>\d+)\)"),
+    re.compile(r"broadcast a dimension of length (?P<b>\d+) at -1!.*broadcastable to \[(?:[^\]]*, )?(?P<a>\d+)\]"),
+)
+VIEW = re.compile(r"shape '\[(?P<shape>[^']*)\]' is invalid for input of size (?P<size>\d+)")
 
-TOLD = (PRODUCT, META_PRODUCT, SUM, VIEW, NORMED)
+Running = tuple[str, nn.Module, dict[str, Any]]  # path, module, local values of its forward
 
 
 def broken_shape(error: BaseException, module: nn.Module, inputs: Any = None) -> Finding | None:
@@ -30,35 +33,55 @@ def broken_shape(error: BaseException, module: nn.Module, inputs: Any = None) ->
         inputs: the arguments of the failed call, to run it again where the error came without its traceback: something
             with ``args`` and ``kwargs``, a tuple, a mapping or a tensor.
     """
-    if not isinstance(error, RuntimeError | ValueError) or not any(p.search(str(error)) for p in TOLD):
+    text = str(error)
+    if not isinstance(error, RuntimeError | ValueError):
+        return None
+    if not any(p.search(text) for p in (PRODUCT, NORMED, *SUM, VIEW)):
         return None
     running = _running(error, module)
     if not running and inputs is not None:
         again = _again(module, inputs)
         running = _running(again, module) if again is not None else []
     if not running:
-        message = said("broken-shape (other)", path="the model", error=_line(error))
-        return Finding("error", "broken-shape", "model", "forward", message)
+        return None
     path, inner, values = running[-1]
-    if _is_first(inner, module):
-        return None  # the input that was tried is at fault, not the model
-    where, named = _layer(path, module), path or "the model"
-    expected = _expected(inner)
-    found = next((v.shape[-1] for v in values.values() if isinstance(v, Tensor) and v.dim() > 1), None)
-    match = SUM.search(str(error))
-    if expected is not None and found is not None and found != expected:
+    where, place = _layer(path, module), path
+    if PRODUCT.search(text) or NORMED.search(text):
+        expected = _expected(inner)
+        found = next((v.shape[-1] for v in values.values() if isinstance(v, Tensor) and v.dim() > 1), None)
+        if expected is None or found in (None, expected) or _is_first(inner, module):
+            return None  # the input that was tried is at fault, or a product without weights
         takes = "takes" if isinstance(inner, nn.Linear) else "normalises"
         known = {"expected": expected, "found": found, "maker": _maker(running, found, inner)}
         message = said("broken-shape", path=path, size=_size(inner), takes=takes, **known)
-    elif match:
+        return Finding("error", "broken-shape", where, place, message)
+    if where == "model":
+        return None  # outside the layers it is as likely the size of the input that does not fit
+    match = next((m for p in SUM if (m := p.search(text))), None)
+    if match:
         a, b = int(match["a"]), int(match["b"])
         writer = _writer(inner, path, a, b)
-        told = f", which {writer} writes" if writer else ""
-        message = said("broken-shape (sum)", path=named, a=a, b=b, writer=told)
-        path = writer or path
-    else:
-        message = said("broken-shape (other)", path=named, error=_line(error))
-    return Finding("error", "broken-shape", where, path or "forward", message)
+        if not writer:
+            return None  # no matrix writes either: lengths, not channels
+        message = said("broken-shape (sum)", path=path, a=a, b=b, writer=f", which {writer} writes")
+        return Finding("error", "broken-shape", where, writer, message)
+    match = VIEW.search(text)
+    if match and _splits_channels(inner, match["shape"], int(match["size"])):
+        message = said("broken-shape (other)", path=path, error=_line(error))
+        return Finding("error", "broken-shape", where, place, message)
+    return None
+
+
+def _splits_channels(inner: nn.Module, shape: str, size: int) -> bool:
+    """Whether a view that failed was to split what a matrix writes into parts of another size."""
+    try:
+        batch, length, *parts = (int(n) for n in shape.split(","))
+    except ValueError:
+        return False
+    widths = {m.out_features for m in inner.modules() if isinstance(m, nn.Linear)}
+    widths |= {w // n for w in widths for n in (2, 3) if w % n == 0}  # the chunks of a fused matrix
+    channels, rest = divmod(size, batch * length) if batch > 0 and length > 0 else (0, 1)
+    return rest == 0 and channels in widths and -1 not in parts and prod(parts) != channels
 
 
 def _line(error: BaseException) -> str:
@@ -110,7 +133,7 @@ def _is_first(inner: nn.Module, module: nn.Module) -> bool:
     return first is inner and inner is not module
 
 
-def _maker(running: list[Running], found: int, reader: nn.Module) -> str:
+def _maker(running: list[Running], found: int | None, reader: nn.Module) -> str:
     """The matrix in the same module that writes the width that was found."""
     for path, owner, _ in reversed(running[:-1]):
         before = []

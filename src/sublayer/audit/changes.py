@@ -57,7 +57,7 @@ def _branch(was: BranchFacts, now: BranchFacts, width_a: int, width_b: int) -> l
         one.pop("width", None), other.pop("width", None)
         if ratio_a != ratio_b:
             found.append(f"{name} {phrases.times_d(ratio_a)} -> {phrases.times_d(ratio_b)}")
-    for key in sorted({*one, *other}):
+    for key in dict.fromkeys([*one, *other]):
         if one.get(key) != other.get(key):
             found.append(_detail(name, key, one.get(key), other.get(key)))
     for verb, x, y in (("reads", was.reads, now.reads), ("writes", was.writes, now.writes)):

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sublayer.audit.target import configs_in
+from sublayer.audit.configs import configs_in
 
 # Fields that are None by default although the model needs a number: the usual value, or the field it follows.
 FOLLOWS = {
@@ -27,8 +27,6 @@ NUMBERS = {
     "moe_intermediate_size": 1024,
     "clip_qkv": 8.0,
     "rope_theta": 10_000.0,
-    "mask_token_id": 4,
-    "pad_token_id": 1,
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
     "indexer_budget": 64,
@@ -39,9 +37,9 @@ NUMBERS = {
 def candidates(config_class: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """Default configs to try in order, each with what was filled in: none of it, what is None, then more.
 
-    Rules: heads of keys and values follow the heads of queries; ``head_dim`` is the width by the heads; a number that is
-    None is a usual small one; layers without a kind are attention; a class that must be told to decode is told; a rotary
-    table that is kept by layer kind has one for each. Whatever a config's own checks raise is raised.
+    Rules: heads of keys and values follow the heads of queries; ``head_dim`` is the width by the heads; a number that
+    is None is a usual small one; layers without a kind are attention; a class that must be told to decode is told; a
+    rotary table that is kept by layer kind has one for each. Whatever a config's own checks raise is raised.
     """
     yield config_class(), ()
     for also in (_nothing, _rotary, _decoding):
@@ -75,6 +73,10 @@ def _numbers(config: Any, made: list[str]) -> None:
     heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     if getattr(config, "head_dim", 0) is None and isinstance(heads, int) and isinstance(width, int) and heads:
         fill("head_dim", width // heads)
+    if getattr(config, "vocab_size", 0) is None:
+        for name, special in (("mask_token_id", 4), ("pad_token_id", 1)):
+            if getattr(config, name, 0) is None:
+                fill(name, special)
     for name, value in NUMBERS.items():
         # rope_theta is read by an attention part's config that does not declare it
         if getattr(config, name, None if name == "rope_theta" and hasattr(config, "clip_qkv") else 0) is None:

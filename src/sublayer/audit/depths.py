@@ -39,7 +39,7 @@ def starts(texts: Sequence[str]) -> list[int]:
 def other_depths(stacks: Sequence[StackReading]) -> Callable[[Mapping[int, list[int]]], list[int]] | None:
     """Which depths to look at: none if nothing could depend on the depth."""
     depth = max(len(s.layers) for s in stacks)
-    factors = any(layer.factors for s in stacks for layer in s.layers)
+    factors = any(f != 1.0 for s in stacks for layer in s.layers for f in layer.factors)
     counts = [len(starts([layer.template for layer in s.layers])) for s in stacks]
     ranges = any(1 < n <= MOST_RUNS for n in counts)
     if not factors and not ranges:

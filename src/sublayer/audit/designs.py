@@ -8,6 +8,7 @@ from sublayer.audit.factors import fit, number
 from sublayer.audit.section import Reading
 from sublayer.audit.stack import LayerReading, StackReading, template
 from sublayer.notation import Design, DesignError, Scalar, parse
+from sublayer.notation.scalar import ONE
 
 @dataclass
 class Written:
@@ -125,7 +126,7 @@ def _fixed(reading: Reading | None) -> str:
     """A section that stands once: its factors are numbers."""
     if reading is None:
         return ""
-    values = [f"({number(f)})" for s in reading.statements for f in s.factors]
+    values = [f"({number(f)})" if f != 1.0 else "1" for s in reading.statements for f in s.factors]
     return template(reading).format(*values)
 
 
@@ -136,7 +137,7 @@ def _block(layer: LayerReading, scalars: Mapping[str, list[Scalar | None]], inde
     values = []
     for i, value in enumerate(layer.factors):
         scalar = fitted[i]
-        values.append(f"({scalar if scalar is not None else number(value)})")
+        values.append(f"({scalar if scalar is not None else number(value)})" if scalar is not ONE else "1")
     return layer.template.format(*values)
 
 
@@ -146,5 +147,9 @@ def _fitted(here: Factors, elsewhere: Factors) -> dict[str, list[Scalar | None]]
     for text, by_layer in here.items():
         both = {**elsewhere.get(text, {}), **by_layer}
         count = len(next(iter(by_layer.values())))
-        found[text] = [fit({place: values[i] for place, values in both.items()}) for i in range(count)]
+        found[text] = [_scalar({place: values[i] for place, values in both.items()}) for i in range(count)]
     return found
+
+
+def _scalar(samples: dict[tuple[int, int], float]) -> Scalar | None:
+    return ONE if all(v == 1.0 for v in samples.values()) else fit(samples)

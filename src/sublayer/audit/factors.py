@@ -2,8 +2,8 @@
 
 A trace shows a multiplier as one float per layer. `fit` looks for the simplest scalar of the notation that gives every
 one of them, in this order: a number; a product of powers ``c * layer**a * depth**b``, then also of a shifted base such
-as ``layer + 1``; an exponential ``c * r**layer``; a sum of two or three products. What it finds is printed as a fact, so
-it would rather find nothing than guess: a formula needs more samples than it has free numbers, and a dependence on
+as ``layer + 1``; an exponential ``c * r**layer``; a sum of two or three products. What it finds is printed as a fact,
+so it would rather find nothing than guess: a formula needs more samples than it has free numbers, and a dependence on
 ``layer`` or ``depth`` must have been seen.
 """
 
@@ -22,28 +22,25 @@ from sublayer.notation.scalar import ONE, ZERO, Scalar, ScalarError
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Candidates = Iterator[tuple[Scalar, int]]  # with the count of free numbers
 
-TOLERANCE = 1e-9  # relative, between a sample and the formula
-TOLERANCE_SINGLE = 3e-7  # the same for samples computed in float32: two or three roundings
-# What we take the error of a sample to be when we ask whether a coefficient is a number that a person would write.
-_NOISE = 1e-12
-_NOISE_SINGLE = 1.2e-7
+TOLERANCE, TOLERANCE_SINGLE = 1e-9, 3e-7  # relative, between a sample and the formula; for samples in float32
+_NOISE, _NOISE_SINGLE = 1e-12, 1.2e-7  # error of a sample when we ask if a coefficient is one that people write
 _CHANCE = 1e-4  # accepted odds that a meaningless number looks like one of the simple ones
 _ROOTS = (1, 2, 3, 4, 6, 8, 12)
-_SHORT = 12  # a decimal of at most this many digits was typed, not computed
-_SHORT_SINGLE = 6
-_FLOAT32_MAX = 3e38
+_SHORT, _SHORT_SINGLE = 12, 6  # a decimal of at most this many digits was typed, not computed
+_SMALLEST, _LARGEST = 1e-299, 1e299
 
 _STEPS = sorted({Fraction(i, d) for d in (1, 2, 3, 4) for i in range(-4 * d, 4 * d + 1)})  # exponents of a product
 _STEP_VALUES = np.array([float(step) for step in _STEPS])
-_PAIR_POWERS = [Fraction(i, 4) for i in (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)] + [
-    Fraction(1, 3),
-    Fraction(-1, 3),
-]
-_TRIPLE_POWERS = [Fraction(i, 4) for i in (-8, -4, -2, -1, 0, 1, 2, 4, 8)]
+_PAIR_POWERS = [Fraction(s * i, 12) for i in (0, 3, 4, 6, 9, 12, 18, 24) for s in (1, -1) if i or s > 0]
+_TRIPLE_POWERS = [Fraction(i, 4) for i in (0, 4, -4, 2, -2, 1, -1, 8, -8)]
 _ROUGH = 1000  # sums that are looked at again, out of some 30 000
 _SHORTLIST = 64  # sums whose coefficients are read
 _OFFSETS = [Fraction(s * i, 10) for i in (10, 20, 5, 1, 30, 15, 2, 40) for s in (1, -1)]
+
+_SHIFTS = [(1, 0, k) for k in (1, -1, 2, 3, 4)] + [(2, 0, -1), (2, 0, 1), (0, 1, 1), (0, 1, -1)]
+_SHIFTS += [(-1, 1, 1), (-1, 1, 0), (1, 1, 0), (-1, 2, 0)]
 
 _LAYER, _DEPTH = Scalar.symbol("layer"), Scalar.symbol("depth")
 
@@ -54,22 +51,19 @@ def fit(samples: Mapping[tuple[int, int], float]) -> Scalar | None:
     Args:
         samples: ``(layer, depth) -> value``, layers from 1; from one depth or several, for some layers or all.
 
-    A value that is the same everywhere is a number, also where only one depth was seen. Otherwise the formula must agree
+    A value that is the same everywhere is a number, also where only one depth was seen. Otherwise the formula agrees
     with every sample to a relative 1e-9 (3e-7 where the samples are float32 numbers), its coefficients and exponents
-    must be simple, and with ``k`` of them free there must be ``k + 2`` samples that differ in what the formula depends
-    on (a formula of ``depth`` alone: ``k + 2`` samples, and one more depth than terms where it has several terms).
-    An exponent of 1 is not counted.
+    are simple, and with ``k`` of them free there are ``k + 2`` samples that differ in what the formula depends on (in a
+    formula of ``depth`` alone: ``k + 2`` samples, and more depths than terms if it has several). An exponent of 1 is
+    not counted.
     """
     if not samples or not all(math.isfinite(value) for value in samples.values()):
         return None
     data = _Data.of(samples)
     middle = sorted(samples.values())[len(samples) // 2]
     if np.all(np.abs(data.y - middle) <= data.allowed):
-        try:
-            return number(float(middle))
-        except ValueError:
-            return None
-    if not (data.by_layer or data.by_depth):
+        return number(middle) if middle == 0 or _SMALLEST < abs(middle) < _LARGEST else None
+    if not data.symbols:
         return None
     with np.errstate(all="ignore"):  # a candidate that overflows is no candidate
         for stage in (_products, _exponentials, _shifted, _pairs, _triples):
@@ -90,71 +84,59 @@ def number(value: float) -> Scalar:
     value = float(value)
     if value == 0:
         return ZERO
-    if not 1e-299 < abs(value) < 1e299:
+    if not _SMALLEST < abs(value) < _LARGEST:
         raise ValueError(f"a number of the notation lies within 1e-300 and 1e300, got {value}; check for overflow")
     single = _is_single(value)
-    printed = str(np.float32(value)) if single else repr(value)
-    if _digits(repr(value)) <= _SHORT:
+    printed = float(str(np.float32(value))) if single else value
+    if len(_digits(value)) <= _SHORT:
         return Scalar.number(value)
-    if single and _digits(printed) <= _SHORT_SINGLE:
-        return Scalar.number(float(printed))
+    if single and len(_digits(printed)) <= _SHORT_SINGLE:
+        return Scalar.number(printed)
     simple = _simple(value, _NOISE_SINGLE if single else _NOISE)
-    if simple is not None:
+    if simple is not None and (not single or float(np.float32(simple.value(1, 1))) == value):
         return simple
-    exact = Fraction(value)
-    return Scalar.number(exact if abs(exact.numerator) <= 256 else float(printed))
+    exact = Fraction(value)  # a power of two may be long in decimals
+    return Scalar.number(exact if abs(exact.numerator) <= 256 else printed)
 
 
 def _is_single(value: float) -> bool:
-    return abs(value) < _FLOAT32_MAX and float(np.float32(value)) == value
+    return abs(value) < 3e38 and float(np.float32(value)) == value
 
 
-def _digits(text: str) -> int:
-    """Significant digits of a printed number."""
-    return len(_mantissa(text))
-
-
-def _mantissa(text: str) -> str:
-    return "".join(map(str, Decimal(text).as_tuple().digits)).strip("0")
-
-
-# --- simple numbers ---------------------------------------------------------------------------------------------------
+def _digits(value: float) -> str:
+    """The significant digits of a number as it prints."""
+    return "".join(map(str, Decimal(repr(value)).as_tuple().digits)).strip("0")
 
 
 @lru_cache(maxsize=4096)
 def _simple(value: float, noise: float) -> Scalar | None:
     """The number a person would write for ``value``, known to a relative ``noise``; ``None`` if there is none.
 
-    Candidates are decimals, fractions, roots of fractions, and a short decimal plus a square root. Each costs about the
-    product of the integers in it. There are about as many numbers of a cost below C in a unit interval as C, so a cost
-    of at most ``_CHANCE / noise`` keeps a number that means nothing from being read as one of them.
+    Candidates are decimals, fractions, roots of fractions, and a short decimal plus a square root; each costs about the
+    product of the integers in it. Some C numbers of a cost below C lie in a unit interval, so a limit of
+    ``_CHANCE / noise`` on the cost keeps a number that means nothing from being read as one of them.
     """
     size = abs(value)
-    budget = min(_CHANCE / noise, 1e8)
     if not 1e-12 < size < 1e12:
         return None
-    best, scalar = budget, None
+    best, scalar = min(_CHANCE / noise, 1e8), None
     for digits in range(1, 9):
-        text = f"{size:.{digits - 1}e}"
-        if abs(float(text) - size) <= noise * size:
-            cost = float(_mantissa(text))
-            if cost <= best:
-                best, scalar = cost, Scalar.number(Fraction(text))
+        short = float(f"{size:.{digits - 1}e}")
+        if abs(short - size) <= noise * size:
+            if (cost := float(_digits(short))) <= best:
+                best, scalar = cost, Scalar.number(short)
             break
     for n in _ROOTS:
         fraction = _fraction(size**n, noise * n)
-        cost = _root_cost(fraction, n) if fraction else math.inf
-        if fraction and cost < best:
+        if fraction and (cost := _root_cost(fraction, n)) < (best if n == 1 else min(best, 1e5)):
             best, scalar = cost, Scalar.number(fraction).power(Scalar.number(Fraction(1, n)))
     if scalar is not None and value < 0:
         scalar = -scalar
     for offset in _OFFSETS if best > 500 else ():
         rest = value - float(offset)
-        if abs(rest) < 1e-3:
-            continue
-        square = _fraction(rest**2, 2 * noise * size / abs(rest))
-        cost = 8 * abs(offset.numerator) * offset.denominator * _root_cost(square, 2) if square else math.inf
-        if square and cost < best:
+        square = _fraction(rest**2, 2 * noise * size / abs(rest)) if abs(rest) > 1e-3 else None
+        price = 8 * abs(offset.numerator) * offset.denominator
+        if square and (cost := price * _root_cost(square, 2)) < min(best, 1e5):
             root = Scalar.number(square).power(Scalar.number(Fraction(1, 2)))
             best, scalar = cost, Scalar.number(offset) + (root if rest > 0 else -root)
     return scalar
@@ -177,8 +159,7 @@ def _fraction(value: float, tolerance: float) -> Fraction | None:
 
 
 def _root_cost(fraction: Fraction, n: int) -> float:
-    """The integers in ``fraction ** (1/n)`` multiplied, with n-th powers taken out of the root: sqrt(49/300) is
-    7/10/sqrt(3)."""
+    """The integers in ``fraction ** (1/n)`` multiplied, n-th powers out of the root: sqrt(49/300) is 7/10/sqrt(3)."""
     cost = float(n)
     for integer in (fraction.numerator, fraction.denominator):
         for prime in (2, 3, 5, 7, 11, 13):
@@ -187,9 +168,6 @@ def _root_cost(fraction: Fraction, n: int) -> float:
                 cost *= prime
         cost *= integer
     return cost
-
-
-# --- the samples ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,7 +186,7 @@ class _Data:
         layers, depths = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
         y = np.array([float(value) for value in samples.values()])
         # Numbers such as 0.5 are the same in both precisions: only a long decimal shows that it was rounded to float32.
-        single = all(map(_is_single, y.tolist())) and any(_digits(repr(v)) > _SHORT for v in y.tolist() if v)
+        single = all(map(_is_single, y.tolist())) and any(len(_digits(v)) > _SHORT for v in y.tolist())
         seen: dict[int, set[int]] = {}
         for layer, depth in samples:
             seen.setdefault(depth, set()).add(layer)
@@ -217,7 +195,7 @@ class _Data:
         by_depth = len(seen) > 1 and (by_layer or bool(np.all(layers == layers[0]))) and bool(depths.min() >= 1)
         return _Data(layers, depths, y, single, by_layer, by_depth)
 
-    @property
+    @cached_property
     def noise(self) -> float:
         return _NOISE_SINGLE if self.single else _NOISE
 
@@ -227,17 +205,24 @@ class _Data:
         size: Array = np.abs(self.y)
         return np.maximum(size, 1e-6 * size.max())
 
-    @property
+    @cached_property
     def allowed(self) -> Array:
         return self.weight * (TOLERANCE_SINGLE if self.single else TOLERANCE)
 
     @cached_property
-    def depth_count(self) -> int:
-        return len(np.unique(self.depths))
+    def counts(self) -> tuple[int, int]:
+        """Distinct layers and depths."""
+        return len(np.unique(self.layers)), len(np.unique(self.depths))
 
     @cached_property
-    def layer_count(self) -> int:
-        return len(np.unique(self.layers))
+    def symbols(self) -> list[tuple[Scalar, Array]]:
+        """What a formula may depend on, with its values."""
+        seen = ((self.by_layer, _LAYER, self.layers), (self.by_depth, _DEPTH, self.depths))
+        return [(symbol, values) for usable, symbol, values in seen if usable]
+
+    @cached_property
+    def one_sign(self) -> bool:
+        return bool(np.all(self.y > 0) or np.all(self.y < 0))
 
     def values(self, base: Scalar) -> Array | None:
         """The base at every sample, or ``None`` where it has no value."""
@@ -251,49 +236,38 @@ class _Data:
         text = str(scalar)
         # What a formula does not depend on is no new evidence for it. A formula of the depth alone is let off: nobody
         # traces six depths. Its single power and coefficient must still be simple, and sums of it meet `_enough`.
-        distinct = self.layer_count if "layer" in text and "depth" not in text else len(self.y)
-        if distinct < free + 2:
-            return False
-        values = self.values(scalar)
+        distinct = self.counts[0] if "layer" in text and "depth" not in text else len(self.y)
+        values = self.values(scalar) if distinct >= free + 2 else None
         return values is not None and bool(np.all(np.abs(values - self.y) <= self.allowed))
-
-
-Candidates = Iterator[tuple[Scalar, int]]
-
-
-# --- products ---------------------------------------------------------------------------------------------------------
 
 
 def _products(data: _Data) -> Candidates:
     """``c * layer**a * depth**b``."""
-    bases = ([(_LAYER, data.layers)] if data.by_layer else []) + ([(_DEPTH, data.depths)] if data.by_depth else [])
-    if np.all(data.y != 0):
-        yield from _product(data, bases)
+    if data.one_sign:
+        yield from _product(data, data.symbols)
 
 
 def _shifted(data: _Data) -> Candidates:
     """``c * base**e * layer**a * depth**b`` with a base such as ``layer + 1``."""
-    plain = ([(_LAYER, data.layers)] if data.by_layer else []) + ([(_DEPTH, data.depths)] if data.by_depth else [])
     for shifted in _bases(data):
         values = data.values(shifted)
         if values is None or np.any((values == 0) != (data.y == 0)):
             continue
-        for size in range(len(plain) + 1):
-            for others in combinations(plain, size):
-                if data.by_depth and "layer" not in str(shifted) and data.depth_count < (4 if size else 3):
-                    continue  # two numbers from the depth alone: two depths always give them
-                yield from _product(data, [(shifted, values), *others], extra=1)
+        # With many samples the exponents that are not needed come out as 0.
+        for size in range(
+            len(data.symbols) if len(data.y) > 8 and "layer" in str(shifted) else 0, len(data.symbols) + 1
+        ):
+            # Of the depth alone, two depths give any base an exponent and a coefficient.
+            if "layer" in str(shifted) or data.counts[1] > size + 2:
+                for others in combinations(data.symbols, size):
+                    yield from _product(data, [(shifted, values), *others], extra=1)
 
 
 def _bases(data: _Data) -> Iterator[Scalar]:
-    if data.by_layer:
-        two = Scalar.number(2)
-        yield from (_LAYER + Scalar.number(k) for k in (1, -1, 2, 3, 4))
-        yield from (two * _LAYER - ONE, two * _LAYER + ONE)
-        if data.by_depth:
-            yield from (_DEPTH - _LAYER + ONE, _DEPTH - _LAYER, _DEPTH + _LAYER, two * _DEPTH - _LAYER)
-    if data.by_depth:
-        yield from (_DEPTH + ONE, _DEPTH - ONE)
+    """Sums ``p*layer + q*depth + k`` that people count with; ``2*layer - 1`` is the number of a sub-layer."""
+    for p, q, k in _SHIFTS:
+        if (data.by_layer or not p) and (data.by_depth or not q):
+            yield Scalar.number(p) * _LAYER + Scalar.number(q) * _DEPTH + Scalar.number(k)
 
 
 def _product(data: _Data, bases: Sequence[tuple[Scalar, Array]], extra: int = 0) -> Candidates:
@@ -324,35 +298,19 @@ def _build(terms: Iterable[tuple[Scalar | None, Sequence[tuple[Scalar, Fraction]
         for coefficient, powers in terms:
             if coefficient is None:
                 return None
-            for base, exponent in powers:
-                coefficient = coefficient * base.power(Scalar.number(exponent))
-            total = total + coefficient
+            total = total + math.prod((base.power(Scalar.number(e)) for base, e in powers), start=coefficient)
     except ScalarError:
         return None
     return total
 
 
 def _exponentials(data: _Data) -> Candidates:
-    """``c * r**layer``, ``c * r**depth`` and ``c * r**(layer/depth)``."""
-    if not (np.all(data.y > 0) or np.all(data.y < 0)):
-        return
-    exponents = [(_LAYER, data.layers)] if data.by_layer else []
-    if data.by_depth and data.depth_count > 2:
-        exponents.append((_DEPTH, data.depths))
-    if data.by_layer and data.by_depth:
-        exponents.append((_LAYER / _DEPTH, data.layers / data.depths))
-    for exponent, values in exponents:
-        slope, start = np.polyfit(values, np.log(np.abs(data.y)), 1)
-        base = _simple(float(np.exp(slope)), 4 * data.noise)
-        first = _simple(float(np.copysign(np.exp(start), data.y[0])), 4 * data.noise)
-        if base is not None and first is not None:
-            try:
-                yield first * base.power(exponent), 2
-            except ScalarError:
-                continue
-
-
-# --- sums -------------------------------------------------------------------------------------------------------------
+    """``c * r**layer``."""
+    if data.by_layer and data.one_sign:
+        slope, start = np.polyfit(data.layers, np.log(np.abs(data.y)), 1)
+        base, first = (_simple(float(v), 4 * data.noise) for v in (np.exp(slope), np.exp(start)))
+        if base is not None and first is not None and not base.is_one:
+            yield (first if data.y[0] > 0 else -first) * base.power(_LAYER), 2
 
 
 @dataclass(frozen=True)
@@ -370,19 +328,19 @@ class _Terms:
         powers = [(_LAYER, a, b) for a in layer for b in depth]
         if data.by_layer:
             powers += [(_LAYER + ONE, Fraction(i, 2), Fraction(0)) for i in (-2, -1, 1)]
+        shifted = data.layers + 1
         columns = [
-            (data.layers + (base != _LAYER)) ** float(a) * data.depths ** float(b) / data.weight
-            for base, a, b in powers
+            (data.layers if p == _LAYER else shifted) ** float(a) * data.depths ** float(b) for p, a, b in powers
         ]
-        matrix = np.stack(columns, axis=1)
+        matrix = np.stack(columns, axis=1) / data.weight[:, None]
         scale = np.linalg.norm(matrix, axis=0)
         return _Terms(powers, scale, matrix / scale)
 
 
 def _pairs(data: _Data) -> Candidates:
     """Sums of two products."""
-    terms, goal = _Terms.of(data, _PAIR_POWERS), data.y / data.weight
-    yield from _sums(data, terms, _best(terms.columns, goal, _ROUGH)[1])
+    terms = _Terms.of(data, _PAIR_POWERS)
+    yield from _sums(data, terms, _best(terms.columns, data.y / data.weight, _ROUGH)[1])
 
 
 def _triples(data: _Data) -> Candidates:
@@ -436,11 +394,10 @@ def _sums(data: _Data, terms: _Terms, chosen: Indices) -> Candidates:
     goal = data.y / data.weight
     left = np.abs(_residual(terms.columns.T[chosen].transpose(0, 2, 1), goal))
     chosen = chosen[np.all(left <= data.allowed / data.weight, axis=1)]
-    sets = [(indices, [terms.powers[i] for i in indices]) for indices in chosen]
-    sets.sort(key=lambda item: sum(_plainness(e) for _, a, b in item[1] for e in (a, b)))
+    sets = [(indices, powers) for indices in chosen if _enough(data, powers := [terms.powers[i] for i in indices])]
+    # Exponents that people use come first.
+    sets.sort(key=lambda item: sum(abs(e.numerator) * e.denominator for _, a, b in item[1] for e in (a, b)))
     for indices, powers in sets[:_SHORTLIST]:
-        if not _enough(data, powers):
-            continue
         inverse = np.linalg.pinv(terms.columns[:, indices])
         solution = inverse @ goal
         # How far a coefficient may be off: the samples' errors, as the solution passes them on.
@@ -452,15 +409,10 @@ def _sums(data: _Data, terms: _Terms, chosen: Indices) -> Candidates:
             yield scalar, len(indices) + sum(e not in (0, 1) for _, a, b in powers for e in (a, b))
 
 
-def _plainness(exponent: Fraction) -> int:
-    """Small for an exponent that people use."""
-    return abs(exponent.numerator) * exponent.denominator
-
-
 def _enough(data: _Data, powers: Sequence[tuple[Scalar, Fraction, Fraction]]) -> bool:
-    """Whether no part of a sum goes exactly through its samples whatever they are: ``u + v*depth`` needs three
-    depths."""
+    """Whether no part of a sum goes through any samples whatever: ``u + v*depth`` needs three depths."""
     parts = [(base, a) if a else (ONE, a) for base, a, _ in powers]
     of_depth = max(parts.count(part) for part in parts)
     of_layer = max(sum(q[2] == p[2] for q in powers) for p in powers)
-    return (of_depth == 1 or of_depth < data.depth_count) and (of_layer == 1 or of_layer + 1 < data.layer_count)
+    layers, depths = data.counts
+    return (of_depth == 1 or of_depth < depths) and (of_layer == 1 or of_layer + 1 < layers)

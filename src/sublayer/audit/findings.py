@@ -66,7 +66,7 @@ def _of_layer(stack: Stack, layer: LayerAudit) -> Iterator[Told]:
     yield from _one_norm_twice(layer)
     section = _block(layer)
     if section is not None:
-        for rule in (_normed_residual, _no_residual, _norm_on_skip, _norm_of_norm, _block_end_norm):
+        for rule in (_normed_residual, _no_residual, _norm_on_skip, _norm_of_norm, _stream_norm):
             yield from rule(stack, layer, section)
 
 
@@ -113,8 +113,8 @@ def _no_residual(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[
     if not around:
         return
     siblings = [s for other in stack.layers if (s := _block(other)) is not None]
-    whole = all(_bare(s) for s in siblings) and all(len(_bare(s)) >= _sublayers(s) for s in siblings)
-    for site in around:
+    whole = all(sum(map(len, _bare(s))) == _sublayers(s) for s in siblings)
+    for site in map(" + ".join, around):
         if whole:
             yield "note", "no-residual", site, said("no-residual (everywhere)")
         else:
@@ -125,14 +125,14 @@ def _sublayers(section: Section) -> int:
     return sum(isinstance(s, Call) and s.site.op in BRANCHES for s in section.steps)
 
 
-def _bare(section: Section) -> list[str]:
-    """Sub-layers through which every way of the streams to the result goes; several in parallel count together."""
+def _bare(section: Section) -> list[tuple[str, ...]]:
+    """Sub-layers through which every way of the streams to the result goes: one, or several in parallel together."""
     calls = [s for s in section.steps if isinstance(s, Call) and s.site.op in BRANCHES]
     names = {c.value: section.label(c.value) for c in calls}
-    alone = [names[c.value] for c in calls if not _reaches(section, {c.value})]
+    alone: list[tuple[str, ...]] = [(names[c.value],) for c in calls if not _reaches(section, {c.value})]
     if alone or not calls or _reaches(section, set(names)):
         return alone
-    return [" + ".join(n for v, n in names.items() if _ends(section, v))]
+    return [tuple(n for v, n in names.items() if _ends(section, v))]
 
 
 def _ends(section: Section, value: str) -> bool:
@@ -212,50 +212,50 @@ def _one_norm_twice(layer: LayerAudit) -> Iterator[Told]:
         yield "warning", "norm-shared", where, said("norm-shared")
 
 
-def _block_end_norm(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[Told]:
-    """A norm of the last sum although every sub-layer has its own: the identity path is cut once a block."""
+def _stream_norm(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[Told]:
+    """A norm of one sum although every sub-layer has a norm of its own: the identity path is cut once a block."""
     if layer.design is None or _carried(section):
         return
-    end = dict(section.outputs)["x"]
     found = placements(layer.design)
-    if not _is_norm(section, end) or not found or not all(p.input_norm or p.output_norm for p in found):
-        return
-    value = origin(section, end)
-    last = section.step.get(value)
-    if not isinstance(last, Add) or len(last.terms) < 2:
-        return
-    sums = [
-        s for s in section.steps if isinstance(s, Add) and any(section.branch(t) for t in s.args) and len(s.terms) > 1
-    ]
-    normed = {origin(section, s.value) for s in section.steps if isinstance(s, Call) and s.site.op in NORMS} - {end}
-    cut = [s for s in sums if s.value in normed and any(v in section.ancestors[end] for v in _stream_norms(section, s))]
-    if len(sums) > 1 and len(cut) == len(sums):
-        return  # every sum is normed, as in Keel: a post-norm of its own kind
-    narrow = [b for b in layer.branches if b.op == "ffn" and (b.details.get("ratio") or 9) <= 1]
-    beside = f"; the ffn beside it is narrowed to {narrow[0].details['ratio']:g} times the width" if narrow else ""
-    yield "warning", "block-end-norm", "stream", said("block-end-norm", beside=beside)
-
-
-def _stream_norms(section: Section, add: Add) -> list[str]:
-    """Norms of a sum that are on the stream: the path from the result back to the input goes through them."""
+    if not found or not all(p.input_norm or p.output_norm for p in found):
+        return  # a post-norm, or one beside sub-layers without a norm
     path = spine(section, "x")
-    return [v for v in path if _is_norm(section, v) and origin(section, v) == add.value]
+    sums = [v for v in path if isinstance(step := section.step.get(v), Add) and len(step.terms) > 1]
+    cut = {origin(section, v): v for v in path if _is_norm(section, v)}
+    normed = [v for v in sums if v in cut]
+    if not normed or len(normed) == len(sums) > 1:
+        return  # every sum is normed, as in Keel: a post-norm of its own kind
+    if cut[normed[0]] == path[0]:
+        before = _block(stack.layers[layer.index - 1]) if layer is stack.layers[-1] and layer.index else None
+        if before is not None and not _is_norm(before, dict(before.outputs)["x"]):
+            return  # the last layer only: the final norm, which is called there
+        narrow = [b for b in layer.branches if b.op == "ffn" and (b.details.get("ratio") or 9) <= 1]
+        beside = f"; the ffn beside it is narrowed to {narrow[0].details['ratio']:g} times the width" if narrow else ""
+        yield "warning", "block-end-norm", "stream", said("block-end-norm", beside=beside)
+        return
+    step = section.step[normed[0]]
+    writers = [section.label(t) for t in step.args if section.branch(t) is not None]
+    yield "warning", "stream-norm", f"after {' + '.join(writers)}", said("stream-norm", after=" and ".join(writers))
 
 
 # --- what a sub-layer lacks ---------------------------------------------------------------------------------------
 
 
 def _projection(stack: Stack, layer: LayerAudit) -> Iterator[Told]:
-    """Attention with several heads and no W_o."""
-    everywhere = [b for other in stack.layers for b in other.branches if b.op in ("attn", "cross")]
-    elsewhere = any(b.details.get("output_projection") is True for b in everywhere)
-    for branch in layer.branches:
+    """Attention with several heads and no W_o: an error where the same attention of most like layers has one."""
+    for place, branch in enumerate(layer.branches):
         heads = branch.details.get("heads")
         if branch.op not in ("attn", "cross") or branch.details.get("output_projection") is not False or heads == 1:
             continue
+        alike = [
+            other.branches[place].details.get("output_projection")
+            for other in stack.layers
+            if other.equation == layer.equation and len(other.branches) == len(layer.branches)
+        ]
+        most = 2 * alike.count(True) > len(alike)
         many = f"{heads} heads are" if heads else "heads are"
-        rest = "other attention here has one" if elsewhere else "multi-head attention ends with one"
-        severity = "error" if elsewhere else "warning"
+        rest = "the other layers have one" if most else "multi-head attention ends with one"
+        severity = "error" if most else "warning"
         yield severity, "no-output-projection", branch.op, said("no-output-projection", heads=many, usual=rest)
 
 

@@ -12,6 +12,7 @@ Placed = tuple[str, str, str, str, str]  # severity, rule, layers, place, messag
 
 COMPARED = ("heads", "kv_heads", "head_dim", "output_projection", "qk_norm", "width", "gated", "activation", "experts")
 STREAM_PLACES = ("input of", "output of", "stream")
+MOST_NAMES = 6  # modules that one finding lists
 NUMBER = re.compile(r"(?<![\w.])\d+(\.\d+)?(e-?\d+)?")
 
 
@@ -118,26 +119,47 @@ def norm_kinds(stack: Stack) -> Iterator[Placed]:
 def in_vain(audit: Audit) -> list[Finding]:
     """Parameters that reach no output, gathered over layers, and inputs that change none."""
     paths = [
-        (layer.module, layer.index, f"{stack.name} " if len(audit.stacks) > 1 else "")
+        (layer.module, layer, f"{stack.name} " if len(audit.stacks) > 1 else "")
         for stack in audit.stacks
         for layer in stack.layers
         if layer.module
     ]
-    gathered: dict[tuple[str, str], list[int]] = {}
-    outside: dict[str, list[str]] = {}
+    forgotten = {  # of sub-layers that are reported as dropped
+        name
+        for stack in audit.stacks
+        for layer in stack.layers
+        for branch in layer.dropped
+        for name in branch.parameters
+    }
+    layers_of: dict[tuple[str, str, bool], list[int]] = {}  # (stack, module within the layer, chosen by data) -> layers
+    outside: dict[str, None] = {}
     for name in audit.dead_parameters:
-        owner = next(((i, prefix, path) for path, i, prefix in paths if name.startswith(path + ".")), None)
+        owner = next((entry for entry in paths if name.startswith(entry[0] + ".")), None)
         if owner is None:
-            outside.setdefault(name.rpartition(".")[0] or name, []).append(name)
-        else:
-            gathered.setdefault((owner[1], name[len(owner[2]) + 1 :]), []).append(owner[0])
+            outside.setdefault(name.rpartition(".")[0] or name)
+        elif name not in forgotten:
+            path, layer, prefix = owner
+            inside = name[len(path) + 1 :]
+            # Which experts the data chooses is not told by a run on made-up data.
+            chosen = any(branch.op == "moe" for branch in layer.branches)
+            layers_of.setdefault((prefix, inside.rpartition(".")[0] or inside, chosen), []).append(layer.index)
+    gathered: dict[tuple[str, str, bool], list[str]] = {}  # (stack, layers, chosen by data) -> modules
+    for (prefix, place, chosen), where in layers_of.items():
+        gathered.setdefault((prefix, layers_text(where), chosen), []).append(place)
     found = [
-        Finding("warning", "dead-parameter", prefix + layers_text(where), place, said("dead-parameter"))
-        for (prefix, place), where in gathered.items()
+        Finding("note", "dead-parameter", prefix + where, _listed(places), said("dead-parameter (chosen)"))
+        if chosen
+        else Finding("warning", "dead-parameter", prefix + where, _listed(places), said("dead-parameter"))
+        for (prefix, where, chosen), places in gathered.items()
     ]
-    for names in outside.values():
+    if outside:
         message = said("dead-parameter (outside)")
-        found.append(Finding("note", "dead-parameter", "model", ", ".join(names), message))
+        found.append(Finding("note", "dead-parameter", "model", _listed(list(outside)), message))
     for name in audit.dead_inputs:
         found.append(Finding("note", "dead-input", "model", name, said("dead-input")))
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

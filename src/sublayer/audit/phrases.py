@@ -70,6 +70,18 @@ def grouped(names: Sequence[str]) -> list[str]:
         for said in _boxes(places):
             spans = iter(said)
             found.append(".".join(part or next(spans) for part in shape))
+    return _stems(found)
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """Names that differ in their last part only, together: ``q.{weight, bias}``."""
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        stem, dot, end = name.rpartition(".")
+        ends.setdefault(stem + dot, []).append(end)
+    found = []
+    for stem, last in ends.items():
+        found += [stem + "{" + ", ".join(last) + "}"] if stem and len(last) > 1 else [stem + end for end in last]
     return found
 
 
@@ -198,9 +210,9 @@ def ffn_width(details: Mapping[str, Any]) -> str:
     return f"{width} wide" + (f" ({times_d(ratio)})" if ratio else "")
 
 
-def times_d(ratio: float) -> str:
-    """``4d``, ``2.667d``, ``d``."""
-    return "d" if ratio == 1 else f"{ratio:.4g}d"
+def times_d(ratio: Any) -> str:
+    """``4d``, ``2.667d``, ``d``; a record that was read may hold anything here."""
+    return "d" if ratio == 1 else f"{ratio:.4g}d" if isinstance(ratio, int | float) else f"{ratio} d"
 
 
 def _ffn(details: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,11 @@ MOST_STATEMENTS = 200
 
 @dataclass
 class Statement:
-    """``target = text``; factors are written as ``{0}``, ``{1}`` and filled in when all layers are known."""
+    """``target = text``.
+
+    Every value in the text has a number before it, ``{0}*v1``, also where it is 1: two layers whose factors differ have
+    one text. The numbers are filled in when all layers are known.
+    """
 
     target: str
     text: str
@@ -63,59 +67,71 @@ class SectionReader:
         self.names: dict[int, str] = dict(inputs)
         self._groups: dict[Any, str] = {}
         self._residual: dict[int, bool] = {}
+        self._slots: list[float] = []  # factors of the values in the statement that is being written
 
     def read(self, node: int) -> str:
-        """The variable that holds a node. Raises Unread."""
+        """The variable that holds a node, with a slot for its factor. Raises Unread."""
+        factor = 1.0
+        while node not in self.names and self._is_scaled(node):
+            factor *= self.flow.nodes[node].factors[0]
+            node = self.flow.nodes[node].inputs[0]
         found = self.names.get(node)
         if found is None:
-            text, factors = self._expression(self.flow.nodes[node])
+            outer, self._slots = self._slots, []
+            text = self._expression(self.flow.nodes[node])
+            factors, self._slots = tuple(self._slots), outer
             found = f"v{len(self.reading.statements) + 1}"
             self.reading.statements.append(Statement(found, text, factors))
             if len(self.reading.statements) > MOST_STATEMENTS:
                 raise Unread("the layer has more parts than an equation can show")
             self.names[node] = found
-        return found
+        self._slots.append(factor)
+        return f"{{{len(self._slots) - 1}}}*{found}"
 
-    def assign(self, results: Mapping[str, str], given: set[str]) -> None:
-        """Give each stream its new value, all at once."""
+    def _is_scaled(self, node: int) -> bool:
+        return self.flow.nodes[node].kind == "sum" and len(self.flow.nodes[node].inputs) == 1
+
+    def ends(self, nodes: Mapping[str, int]) -> None:
+        """Read what leaves the section and give each stream its new value."""
+        results = {}
+        for name, node in sorted(nodes.items()):
+            self._slots = []
+            results[name] = (self.read(node), self._slots[0])
+        self._assign(results)
+
+    def _assign(self, results: Mapping[str, tuple[str, float]]) -> None:
+        """All streams change at once: one that is read after it changed is put aside before."""
         add = self.reading.statements.append
-        kept: dict[str, str] = {}
-        for stream, variable in results.items():
-            # A stream that another one takes the old value of is put aside before it changes.
-            if variable in given and variable != stream and variable in results and results[variable] != variable:
-                kept[variable] = f"old_{variable}"
-        for variable, copy in kept.items():
-            add(Statement(copy, variable))
-        for stream, variable in results.items():
-            if kept.get(variable, variable) != stream or stream not in given:
-                add(Statement(stream, kept.get(variable, variable)))
-        if not any(s.target == "x" for s in self.reading.statements) and "x" in results:
-            add(Statement("x", results["x"]))
+        given = set(self.inputs.values())
+        held = {stream: text.partition("*")[2] for stream, (text, _) in results.items()}
+        aside = {v for s, v in held.items() if v in given and v != s and v in results}
+        for variable in sorted(aside):
+            add(Statement(f"old_{variable}", variable))
+        for stream, (text, factor) in results.items():
+            variable = held[stream]
+            text = text if variable not in aside else text.replace(f"*{variable}", f"*old_{variable}")
+            add(Statement(stream, text, (factor,)))
+        if "x" not in results:
+            add(Statement("x", "x"))
 
-    def _expression(self, node: Node) -> tuple[str, tuple[float, ...]]:
-        if node.kind == "sum" and (len(node.inputs) == 1 or self._is_wiring_sum(node)):
+    def _expression(self, node: Node) -> str:
+        if node.kind == "sum" and self._is_wiring_sum(node):
             return self._sum(node)
         if node.kind == "norm":
             return self._norm(node)
         squash = self._dyt(node)
         if squash is not None:
-            inner = self.read(squash)
             self.reading.norms.append((node.index, ""))
-            return f"{self._site('norm' if self.plain == 'dyt' else 'dyt', self._weights(node))}({inner})", ()
+            return f"{self._site('norm' if self.plain == 'dyt' else 'dyt', self._weights(node))}({self.read(squash)})"
         if node.kind == "factor" and node.detail["shape"] != "other":
-            inner = self.read(node.inputs[0])
             op = "gate" if node.detail["shape"] == "one" else "scale"
-            return f"{self._site(op, self._weights(node))}({inner})", ()
+            return f"{self._site(op, self._weights(node))}({self.read(node.inputs[0])})"
         if node.kind == "stop":
-            return f"stop({self.read(node.inputs[0])})", ()
+            return f"stop({self.read(node.inputs[0])})"
         if node.kind == "masked" or (node.kind == "slice" and self._whole_channels(node)):
             self.reading.remarks.append("positions are masked or left out on the stream")
-            inner = self.read(node.inputs[0])
-            return inner, ()
-        together = self._joined(node)
-        if together is not None:
-            return together, ()
-        return self._branch(self.branches.read(node.index)), ()
+            return self.read(node.inputs[0])
+        return self._joined(node) or self._branch(self.branches.read(node.index))
 
     def _branch(self, branch: Branch) -> str:
         inner = self.read(branch.source)
@@ -147,19 +163,14 @@ class SectionReader:
 
     # --- sums -----------------------------------------------------------------------------------------------------
 
-    def _sum(self, node: Node) -> tuple[str, tuple[float, ...]]:
-        parts, factors = [], []
+    def _sum(self, node: Node) -> str:
         experts = self._routed(node)
+        parts = []
         for i, factor in zip(node.inputs, node.factors, strict=True):
-            if i in experts:
-                continue
-            text = self.read(i)
-            if factor == 1.0:
-                parts.append(text)
-            else:
-                parts.append(f"{{{len(factors)}}}*{text}")
-                factors.append(factor)
-        return " + ".join(parts), tuple(factors)
+            if i not in experts:
+                parts.append(self.read(i))
+                self._slots[-1] *= factor
+        return " + ".join(parts)
 
     def _routed(self, node: Node) -> frozenset[int]:
         """Terms that are the shared expert of a routed one beside them: one sub-layer together."""
@@ -203,7 +214,8 @@ class SectionReader:
         parts = [self._above(t, node.top) for t in node.inputs]
         shared = {i for k, one in enumerate(parts) for other in parts[k + 1 :] for i in one & other}
         # What the terms share must be whole values, not the inside of a sub-layer such as a router's choice.
-        edge = {i for i in shared if any(u not in shared for u in self.flow.users[i])}
+        read = set().union(*parts) | {node.index}
+        edge = {i for i in shared if any(u in read and u not in shared for u in self.flow.users[i])}
         return all(nodes[i].width == self.width and nodes[i].kind in (*WIRING, "linear", "core", "matmul") for i in edge)
 
     def _above(self, place: int, top: int) -> set[int]:
@@ -219,7 +231,7 @@ class SectionReader:
 
     # --- norms and learned factors ---------------------------------------------------------------------------------
 
-    def _norm(self, node: Node) -> tuple[str, tuple[float, ...]]:
+    def _norm(self, node: Node) -> str:
         inner = self.read(node.inputs[0])
         kind = node.detail["norm"]
         self.reading.norms.append((node.index, ""))
@@ -228,8 +240,8 @@ class SectionReader:
                 kind = "rmsnorm"
                 self.reading.remarks.append("a norm divides by the length, not by the root of the mean square")
             else:
-                return f"{self._site('op', self._weights(node))}({inner})", ()
-        return f"{self._site('norm' if kind == self.plain else kind, self._weights(node))}({inner})", ()
+                return f"{self._site('op', self._weights(node))}({inner})"
+        return f"{self._site('norm' if kind == self.plain else kind, self._weights(node))}({inner})"
 
     def _dyt(self, node: Node) -> int | None:
         """The source of a dynamic tanh, ``gain * tanh(gate * x) + offset`` (Zhu et al. 2025, 2503.10622)."""

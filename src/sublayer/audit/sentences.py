@@ -39,6 +39,11 @@ _SENTENCES = {
         "a norm of the stream ends the block although every sub-layer has a norm of its own: input-norm and sandwich "
         "blocks leave the stream as it is, and here the identity path is cut once a block{beside}"
     ),
+    "stream-norm": (
+        "a norm stands on the stream after the sum that takes in {after}, although every sub-layer has a norm of its "
+        "own: an output norm belongs on the sub-layer's output, before the sum, and here the identity path is cut once "
+        "a block"
+    ),
     "no-output-projection": (
         "{heads} concatenated and no output matrix W_o follows: {usual}, and without it each head writes to its own "
         "channels only"
@@ -68,12 +73,16 @@ _SENTENCES = {
         "LayerNorm takes out"
     ),
     "dead-parameter": (
-        "this parameter reaches no output: usually each does, and here it is stored and counted but changes nothing "
-        "and learns nothing"
+        "in this run its parameters reach no output: usually all do, and parameters that never do are stored and "
+        "counted but learn nothing"
+    ),
+    "dead-parameter (chosen)": (
+        "in this run its parameters reach no output: the layer has a mixture of experts, and which of them are used is "
+        "up to the data"
     ),
     "dead-parameter (outside)": (
-        "outside the layers, and it reaches none of the outputs: so it is with a pooler or a head that is not in "
-        "use, and then nothing follows"
+        "outside the layers, parameters reach none of the outputs: so it is with a pooler or a head not in use, "
+        "and then nothing follows"
     ),
     "dead-input": "this input changes no output: what is passed in it is ignored",
     "broken-shape": (

@@ -2,12 +2,16 @@
 
 import html
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 from sublayer.audit import phrases
-from sublayer.audit.result import Audit, AuditError, LayerAudit, Stack
+from sublayer.audit.result import Audit, AuditError, Finding, LayerAudit, Stack
+from sublayer.notation import Design
 from sublayer.notation.explain import placements
 
 MOST_VARIANTS = 3  # forms of one fact within a group that are written out
+MOST_NAMES = 4  # places or groups of names in one line
 MOST_GROUPS = 24  # groups of layers that are written out
 Fact = tuple[str, str]  # label and text
 
@@ -67,13 +71,19 @@ def _whole(audit: Audit) -> list[str]:
     if audit.dead_inputs:
         lines.append(f"inputs that change nothing: {phrases.listed(audit.dead_inputs)}")
     if audit.dead_parameters:
-        groups = phrases.listed(phrases.grouped(audit.dead_parameters))
+        groups = phrases.listed(phrases.grouped(audit.dead_parameters), MOST_NAMES)
         lines.append(f"parameters that nothing reads ({len(audit.dead_parameters)}): {groups}")
     return lines + [f"assumed: {text}" for text in dict.fromkeys(audit.assumptions)]
 
 
 def _findings(audit: Audit) -> list[str]:
-    return [str(finding) for finding in audit.findings] if audit.findings else ["findings: none"] * bool(audit.stacks)
+    """The findings; those that say one thing of several places, in one line."""
+    if not audit.findings:
+        return ["findings: none"] if audit.stacks else []
+    places: dict[Finding, list[str]] = {}
+    for finding in audit.findings:
+        places.setdefault(replace(finding, place=""), []).append(finding.place)
+    return [str(replace(alike, place=phrases.listed(found, MOST_NAMES))) for alike, found in places.items()]
 
 
 # --- one stack ----------------------------------------------------------------------------------------------------
@@ -111,11 +121,10 @@ def _group(stack: Stack, members: list[LayerAudit]) -> list[str]:
     first = members[0]
     where = phrases.layers(layer.index for layer in members)
     told = first.equation or f"unknown, because {first.unknown or 'it could not be read'}"
-    lines = [f"{where}: {told}"]
-    lines += _facts(members, lambda layer: _branches(stack, layer))
-    lines += [f"  {label}  {text}" for label, text in _factors(first)]
-    lines += _facts(members, _remarks)
-    return lines
+    return [
+        f"{where}: {told}",
+        *_facts(members, lambda layer: [*_branches(stack, layer), *_factors(layer.design), *_remarks(layer)]),
+    ]
 
 
 def _facts(members: Sequence[LayerAudit], facts: Callable[[LayerAudit], list[Fact]]) -> list[str]:
@@ -155,12 +164,11 @@ def _remarks(layer: LayerAudit) -> list[Fact]:
     return found
 
 
-def _factors(layer: LayerAudit) -> list[Fact]:
+@lru_cache(maxsize=256)
+def _factors(design: Design | None) -> list[Fact]:
     """What multiplies the residual or what is added to it, fixed or learned."""
-    if layer.design is None:
-        return []
     by_phrase: dict[str, list[str]] = {}
-    for place in placements(layer.design):
+    for place in placements(design) if design is not None else ():
         for phrase in place.scaling:
             by_phrase.setdefault(phrase, []).append(place.site)
     found = []

@@ -212,9 +212,7 @@ class StackReader:
     def _section(self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None) -> Reading:
         """Statements from the values named ``before`` to those named ``after``; ``also`` holds more names of values."""
         reader = SectionReader(self.flow, before, width, self.length, self.plain)
-        ends = {name: node for node, name in after.items()} | (also or {})
-        results = {name: reader.read(node) for name, node in sorted(ends.items())}
-        reader.assign(results, set(before.values()))
+        reader.ends({name: node for node, name in after.items()} | (also or {}))
         return reader.reading
 
     def _embed(self, first: dict[int, str], width: int, also: dict[str, int]) -> tuple[int, Reading | None, list[str]]:

@@ -84,7 +84,10 @@ def _index(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kwargs:
             known = recorder.numbers(args[1][i])
             if known is None:
                 count = max(twin.numel() // 2, 1)
-                _assume(recorder, f"a mask that depends on weights or data was taken to choose {count} of {twin.numel()} places")
+                _assume(
+                    recorder,
+                    f"a mask that depends on weights or data was taken to choose {count} of {twin.numel()} places",
+                )
             else:
                 count = int(torch.count_nonzero(known))
             plain += [torch.empty(count, dtype=torch.long, device="meta") for _ in range(twin.dim())]
@@ -142,7 +145,7 @@ def _grouped_mm(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kw
 
 
 def _chosen(recorder: "Recorder", func: Any, args: Any, twins: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The places of the largest: where weights decide, one after the other, so that a router's tokens visit all experts."""
+    """The places of the largest: where weights decide, one after the other, so that tokens visit all experts."""
     result = func(*twins, **kwargs)
     indices = result[1] if isinstance(result, tuple | list) else result
     if not isinstance(indices, Tensor) or indices.dtype != torch.long or recorder.numbers(args[0]) is not None:
@@ -220,10 +223,15 @@ def patched(recorder: "Recorder") -> Iterator[None]:
         """f"expert_{index}" names a module: the number, not the tensor's text."""
         return format(tensor.item(), spec) if tensor.dim() == 0 else _FORMAT(tensor, spec)
 
+    def autocast(context: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        """`torch.autocast(x.device.type, enabled=False)` must not fail where x is on the meta device."""
+        _AUTOCAST(context, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
     with (
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(Tensor, "numpy", numpy),
         mock.patch.object(Tensor, "__format__", formatted),
+        mock.patch.object(torch.autocast, "__init__", autocast),
         mock.patch.object(torch.distributions.Distribution, "_validate_args", False),  # it looks at the numbers
     ):
         yield
@@ -232,3 +240,4 @@ def patched(recorder: "Recorder") -> Iterator[None]:
 _TOLIST = Tensor.tolist
 _NUMPY = Tensor.numpy
 _FORMAT = Tensor.__format__
+_AUTOCAST = torch.autocast.__init__

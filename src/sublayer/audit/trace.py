@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sublayer.audit import standins
 from sublayer.audit.inputs import Inputs
-from sublayer.audit.target import undisturbed
 from sublayer.audit.tape import ALIAS, WRITTEN, Frame, Replay, Tape, Value
+from sublayer.audit.target import undisturbed
 
 META = torch.device("meta")
 CHOICES = "the places that weights choose (top-k, the largest) were taken one after the other"
@@ -43,7 +43,7 @@ class Recorder(TorchDispatchMode):
         self.concrete = Replay({}, lambda v: v.real)
         self.strict = Replay({}, lambda v: v.real)  # the same without what stand-ins make up
         self.made_up = False
-        self.promised: dict[int, Tensor] = {}  # id of a tensor that a stand-in made -> the numbers it holds by assumption
+        self.promised: dict[int, Tensor] = {}  # id of a stand-in's tensor -> the numbers that it is taken to hold
 
     # --- values ---------------------------------------------------------------------------------------------------
 
@@ -103,9 +103,7 @@ class Recorder(TorchDispatchMode):
         twin_kwargs: dict[str, Any] = {}
         for key, arg in (kwargs or {}).items():
             value_kwargs[key], twin_kwargs[key] = self._enter(arg)
-        if "device" in twin_kwargs:
-            twin_kwargs["device"] = META
-        elif func in standins.FACTORIES_ON_CPU:
+        if "device" in twin_kwargs or func in standins.FACTORIES_ON_CPU:
             twin_kwargs["device"] = META
         standin = standins.STANDINS.get(name)
         if standin is not None:
@@ -125,7 +123,14 @@ class Recorder(TorchDispatchMode):
         return arg, arg
 
     def _record(
-        self, func: Any, name: str, args: Any, values: tuple[Any, ...], kwargs: dict[str, Any], twins: list[Any], result: Any
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        values: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        twins: list[Any],
+        result: Any,
     ) -> None:
         schema = func._schema
         written: list[Tensor] = []
@@ -149,7 +154,9 @@ class Recorder(TorchDispatchMode):
             new = self._call(name, twin, func, values, kwargs, 0)
             self._rewrite(twin, old, new)
 
-    def _call(self, name: str, tensor: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Value:
+    def _call(
+        self, name: str, tensor: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int
+    ) -> Value:
         value = Value(len(self.tape.values), "call", name, tensor, self.frame, func, args, kwargs, i)
         self.tape.values.append(value)
         return value
@@ -251,4 +258,3 @@ def _collect(tape: Tape, recorder: Recorder, name: str, result: Any, seen: set[i
         for key, item in vars(result).items():
             if isinstance(item, Tensor):
                 _collect(tape, recorder, f"{name}.{key}".lstrip("."), item, seen)
-

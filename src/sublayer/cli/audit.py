@@ -60,7 +60,7 @@ def audit(
         from sublayer.audit.sides import Side, one_line
 
         name = wanted.name or one_line(wanted)
-        difference = between(Side(found.target, audit=found), Side(name, design=wanted))
+        difference = between(Side(name, design=wanted), Side(found.target, audit=found))
         more["expect"] = difference.to_dict()
         said.append(f"as expected: {difference.compared}" if difference.same else f"not as expected\n{difference}")
     if check is not None:
