@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sublayer.audit.depths import Elsewhere, Factors, bound, starts
 from sublayer.audit.factors import fit, number
 from sublayer.audit.section import Reading
-from sublayer.audit.stack import LayerReading, StackReading, template
+from sublayer.audit.stack import LayerReading, StackReading, only, template
 from sublayer.notation import Design, DesignError, Scalar, parse
 from sublayer.notation.scalar import ONE
 
@@ -41,7 +41,7 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
     blocks: list[str] = []
     for i, layer in enumerate(stack.layers):
         blocks.append(_block(layer, scalars, i + 1, depth))
-    _complete(stack, blocks, embed)
+    _complete(stack, blocks, scalars)
     singles = [_design(embed, [("", block)], final) if block else None for block in blocks]
     equations = [_block_text(d) for d in singles]
     reasons = [f"layer {i}: {layer.unknown}" for i, layer in enumerate(stack.layers) if layer.unknown]
@@ -68,7 +68,7 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
     )
 
 
-def _complete(stack: StackReading, blocks: list[str], embed: str) -> None:
+def _complete(stack: StackReading, blocks: list[str], scalars: Mapping[str, list[Scalar | None]]) -> None:
     """Give the first and the last layer all streams.
 
     At the first boundary two streams may still be one value, and after the last layer one may be read by nothing. Such a
@@ -76,23 +76,30 @@ def _complete(stack: StackReading, blocks: list[str], embed: str) -> None:
     """
     names = [set(boundary.values()) for boundary in stack.names]
     everything = set().union(*names[1:-1]) if len(names) > 2 else set()
-    if len(everything) < 2 or len(blocks) < 2:
+    depth = len(blocks)
+    if len(everything) < 2 or depth < 2 or not (blocks[0] and blocks[1] and blocks[-2] and blocks[-1]):
         return
-    if names[0] < everything and blocks[0] and blocks[1]:
+    if names[0] < everything:
         same = "; ".join(f"{n} = x" for n in sorted(everything - names[0]))
-        if _equal(embed, f"{same}; {blocks[1]}", blocks[0], names[1]):
+        expected = f"{same}; {_numbers(stack.layers[1], scalars, 1, depth)}"
+        if _equal(expected, f"{same}; {_numbers(stack.layers[0], scalars, 1, depth)}", names[1]):
             blocks[0] = blocks[1]
-    if names[-1] < everything and blocks[-1] and blocks[-2]:
-        if _equal(embed, blocks[-2], blocks[-1], names[-1]):
+    if names[-1] < everything:
+        expected = _numbers(stack.layers[-2], scalars, depth, depth)
+        if _equal(expected, _numbers(stack.layers[-1], {}, depth, depth), names[-1]):
             blocks[-1] = blocks[-2]
 
 
-def _equal(embed: str, one: str, other: str, results: set[str]) -> bool:
-    """Whether two blocks compute the same for the streams in ``results``, whatever they leave in others."""
-    final = " + ".join(f"{i + 2}*{n}" for i, n in enumerate(sorted(results)))
-    # Written as what follows an embedding, so that streams which nothing reads any more fall away.
-    left, right = (_design(f"{embed}; {text}; x = {final}", [("", "x = x + attn(x)")], "") for text in (one, other))
-    return left is not None and left == right
+def _numbers(layer: LayerReading, scalars: Mapping[str, list[Scalar | None]], at: int, depth: int) -> str:
+    """A layer's block with every factor as the number that it is, or would be, in layer ``at``."""
+    fitted = scalars.get(layer.template) or [None] * len(layer.factors)
+    values = [f if s is None else s.value(at, depth) for s, f in zip(fitted, layer.factors, strict=True)]
+    return layer.template.format(*[f"({number(float(f'{v:.12g}'))})" for v in values])
+
+
+def _equal(one: str, other: str, results: set[str]) -> bool:
+    left = only(one, results)
+    return left is not None and left == only(other, results)
 
 
 def _ranges(blocks: list[str], elsewhere: Elsewhere | None) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ class Facts:
             left = next((a for a in nodes[first].value.args if isinstance(a, Value)), None)
             head = left.shape[-1] if left is not None else 0
             shape = nodes[scores[-1]].value.shape if scores else nodes[first].value.shape
-            heads = prod(shape[:-2]) // self.rows if len(shape) > 2 and shape[-2] else 0
+            heads = prod(shape[:-1]) // self.tokens if prod(shape[:-1]) % self.tokens == 0 else 0
             if heads and head:
                 details |= {"heads": heads, "head_dim": head}
                 groups = self._key_heads(first, inside, head)

@@ -4,6 +4,7 @@ A node stands for one value of the data that flows from an input to the output. 
 place in memory make no node. What is computed from weights, masks and constants alone is no node either: it is an operand.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,9 @@ class Flow:
     def __init__(self, tape: Tape, main: tuple[str, ...]) -> None:
         self.tape = tape
         self.main = main
+        # Rows and positions, where the input is one number or one vector a token.
+        shape = tape.inputs[main[0]].shape if main and main[0] in tape.inputs else ()
+        self.tokens: tuple[int, int] = (shape[0], shape[1]) if len(shape) in (2, 3) else (1, 0)
         self.nodes: list[Node] = []
         self.of: dict[int, int] = {}  # value -> node
         self.kinds: list[int] = [0] * len(tape.values)
@@ -384,9 +388,20 @@ class Flow:
             return self.node(source)
         node = self.node(source)
         axis = next((i for i, (a, b) in enumerate(zip(value.shape, source.shape, strict=False)) if a != b), -1)
-        if node.kind == "linear" and value.shape[:2] == source.shape[:2] and len(source.shape) > 2:
+        if axis < 0:
+            axis = len(value.shape)  # the last one was taken away
+        if node.kind == "linear" and self._keeps_tokens(value, source, axis):
             return self.add("linear", node.inputs, value, operands=node.operands, **{**node.detail, "part": self._part(value, node)})
         return self.add("slice", (node.index,), value, axis=axis)
+
+    def _keeps_tokens(self, value: Value, source: Value, axis: int) -> bool:
+        """Whether a slice leaves out channels only: every position of every row is still there."""
+        if axis >= len(source.shape):
+            return False
+        rows, length = self.tokens
+        if not length:
+            return value.shape[:2] == source.shape[:2] and len(source.shape) > 2
+        return source.shape[axis] not in (length, rows * length) and math.prod(value.shape) % (rows * length) == 0
 
     @staticmethod
     def _part(value: Value, node: Node) -> tuple[Any, ...]:

@@ -160,12 +160,13 @@ def _configured(config: Any) -> str:
 
 
 def _flow_of(run: Run, flows: list[Flow]) -> Flow:
-    """The flow that goes through a run: of several, the one that comes in last (a decoder's own tokens)."""
+    """The flow that is the stream of a run: of several, the one that most of its sums add to (a decoder's own tokens)."""
     start, stop = run.layers[0].start, run.layers[0].stop
-    for flow in reversed(flows):
-        if any(start <= n.value.index < stop for n in flow.nodes):
-            return flow
-    return flows[0]
+
+    def sums(flow: Flow) -> int:
+        return sum(n.kind == "sum" and len(n.inputs) > 1 and start <= n.value.index < stop for n in flow.nodes)
+
+    return max(reversed(flows), key=sums)
 
 
 def _last(flows: list[Flow], output: Value) -> Flow:

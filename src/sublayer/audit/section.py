@@ -109,6 +109,8 @@ class SectionReader:
             add(Statement(f"old_{variable}", variable))
         for stream, (text, factor) in results.items():
             variable = held[stream]
+            if variable == stream and factor == 1.0 and stream != "x":
+                continue  # handed on as it is
             text = text if variable not in aside else text.replace(f"*{variable}", f"*old_{variable}")
             add(Statement(stream, text, (factor,)))
         if "x" not in results:

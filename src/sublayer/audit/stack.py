@@ -8,6 +8,7 @@ from sublayer.audit.flow import Flow
 from sublayer.audit.layers import Layer, Run
 from sublayer.audit.section import Reading, SectionReader
 from sublayer.audit.tape import Value
+from sublayer.notation import Design, DesignError, parse
 
 STREAMS = ("x", "r", "s", "t", "u", "w")
 MOST_STREAMS = 3
@@ -60,6 +61,31 @@ def template(reading: Reading) -> str:
         count += len(s.factors)
         parts.append(f"{s.target} = {text}")
     return "; ".join(parts).replace("{<", "{").replace(">}", "}")
+
+
+def same_results(one: Reading, other: Reading, results: set[str]) -> bool:
+    """Whether two readings compute the same for the streams in ``results``, whatever they leave in others and whatever
+    their factors are."""
+    left, right = (_alone(reading, results) for reading in (one, other))
+    return left is not None and left == right
+
+
+def _alone(reading: Reading, results: set[str]) -> Design | None:
+    text = template(reading).format(*["1"] * sum(len(s.factors) for s in reading.statements))
+    return only(text, results)
+
+
+def only(block: str, results: set[str]) -> Design | None:
+    """A block as a design of which nothing is kept but the streams in ``results``; None if it is no design.
+
+    It is written as what follows an embedding, so that streams which nothing reads any more fall away.
+    """
+    start = "; ".join(f"{s} = {i + 2}*e + norm(e)" for i, s in enumerate(STREAMS))
+    final = " + ".join(f"{i + 2}*{name}" for i, name in enumerate(sorted(results)))
+    try:
+        return parse(f"embed: {start}; {block}; x = {final}\nblock: x = x + attn(x)")
+    except DesignError:
+        return None
 
 
 class StackReader:
@@ -116,9 +142,8 @@ class StackReader:
             raise Unread(f"{max(counts)} separate values pass from layer to layer: more than a carried stream or two")
         names = self._names(crossings)
         width = self.flow.nodes[next(i for i, n in names[0].items() if n == "x")].width
-        found: list[LayerReading] = []
-        for k, layer in enumerate(layers):
-            found.append(self._layer(layer, names[k], names[k + 1], width, found[-1].template if found else ""))
+        found = [self._layer(layer, names[k], names[k + 1], width) for k, layer in enumerate(layers)]
+        self._rename_last(found, names, width)
         # Streams that start as one value are one value at the first boundary.
         streams = {n for later in names[1:-1] for n in later.values()}
         start = next(i for i, n in names[0].items() if n == "x")
@@ -150,7 +175,7 @@ class StackReader:
                 first = next(i for i, n in kept.items() if n == "x")
                 kept[first] = next(s for s in STREAMS[1:] if s not in kept.values())
             free = [s for s in STREAMS if s not in kept.values()]
-            order = self._matched(rest, before, free) if before else None
+            order = self._matched(rest, before, free) if before and not all(i in given for i in rest) else None
             names.append(kept | (order or dict(zip(rest, free, strict=False))))
             if "x" not in names[-1].values():
                 first = min(names[-1], key=lambda i: STREAMS.index(names[-1][i]))
@@ -202,7 +227,20 @@ class StackReader:
 
     # --- sections -------------------------------------------------------------------------------------------------
 
-    def _layer(self, layer: Layer, before: dict[int, str], after: dict[int, str], width: int, wanted: str) -> LayerReading:
+    def _rename_last(self, found: list[LayerReading], names: list[dict[int, str]], width: int) -> None:
+        """Call what the last layer hands on by the names that make it like the layer before it, if any do."""
+        if len(found) < 2 or found[-1].reading is None or len(set().union(*(n.values() for n in names))) < 2:
+            return
+        streams = sorted({n for boundary in names[:-1] for n in boundary.values()})
+        nodes = list(names[-1])
+        for order in permutations(streams, min(len(nodes), len(streams))):
+            again = dict(zip(nodes, order, strict=False))
+            last = self._layer(found[-1].layer, names[-2], again, width)
+            if last.reading and found[-2].reading and same_results(found[-2].reading, last.reading, set(order)):
+                found[-1], names[-1] = last, again
+                return
+
+    def _layer(self, layer: Layer, before: dict[int, str], after: dict[int, str], width: int) -> LayerReading:
         try:
             reading = self._section(before, after, width)
         except Unread as reason:
