@@ -109,6 +109,15 @@ def test_no_residual() -> None:
     assert ("no-residual", "error") in rules(one)
 
 
+def test_a_first_layer_of_its_own_kind_may_replace_the_stream() -> None:
+    usual = sl.parse("input-norm")
+    for first, severity in (("x = mixer(x); x = x + ffn(norm(x))", "warning"), ("x = attn(x)", "warning")):
+        found = [
+            f for f in findings(Audit("", (stack_of([sl.parse(first), *[usual] * 5]),))) if f.rule == "no-residual"
+        ]
+        assert [(f.severity, f.layers) for f in found] == [(severity, "layer 0")]
+
+
 def test_no_residual_round_parallel_sublayers() -> None:
     whole, bare = sl.parse("parallel-two-norms"), sl.parse("x = attn(norm(x)) + ffn(norm(x))")
     found = only(Audit("", (stack_of([whole, bare, whole, whole]),)), "no-residual")
@@ -223,6 +232,11 @@ def test_branch_dropped() -> None:
     found = only(with_layers(dropped=lambda i: (BranchFacts("attn", f"layers.{i}.attn"),)), "branch-dropped")
     assert (found.severity, found.layers, found.place) == ("error", "layers 0-3", "attn")
     assert found.message.startswith("attn is computed")
+    # The last layer may compute what only a next one would read.
+    last = with_layers(dropped=lambda i: (BranchFacts("attn", f"layers.{i}.attn"),) if i == 3 else ())
+    assert only(last, "branch-dropped").severity == "warning"
+    first = with_layers(dropped=lambda i: (BranchFacts("attn", f"layers.{i}.attn"),) if i == 0 else ())
+    assert only(first, "branch-dropped").severity == "error"
 
 
 def test_no_output_projection() -> None:

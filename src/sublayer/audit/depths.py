@@ -25,7 +25,7 @@ class Elsewhere:
 
     def add(self, stack: StackReading) -> None:
         depth = len(stack.layers)
-        self.bounds[depth] = starts([layer.template for layer in stack.layers])
+        self.bounds[depth] = starts([layer.pattern for layer in stack.layers])
         for i, layer in enumerate(stack.layers):
             if layer.factors:
                 self.factors.setdefault(layer.template, {})[i + 1, depth] = layer.factors
@@ -40,7 +40,7 @@ def other_depths(stacks: Sequence[StackReading]) -> Callable[[Mapping[int, list[
     """Which depths to look at: none if nothing could depend on the depth."""
     depth = max(len(s.layers) for s in stacks)
     factors = any(f != 1.0 for s in stacks for layer in s.layers for f in layer.factors)
-    counts = [len(starts([layer.template for layer in s.layers])) for s in stacks]
+    counts = [len(starts([layer.pattern for layer in s.layers])) for s in stacks]
     ranges = any(1 < n <= MOST_RUNS for n in counts)
     if not factors and not ranges:
         return None

@@ -24,6 +24,7 @@ __all__ = ["broken_shape", "findings"]
 Told = tuple[str, str, str, str]  # severity, rule, place, message
 LayerRule = Callable[[Stack, LayerAudit, Section], Iterator[Told]]
 
+KNOWN = ("attn", "cross", "ffn", "moe")  # sub-layers that always have a residual; a mixer may pool
 GROWS = 2.0  # factor on the stream over all layers from which it is told
 
 
@@ -56,12 +57,11 @@ def _of_layer(stack: Stack, layer: LayerAudit) -> Iterator[Told]:
         reason = layer.unknown or "its equation is not one that the notation takes"
         yield "note", "unknown-layer", "equation", said("unknown-layer", reason=reason)
     for branch in layer.dropped:
-        yield (
-            "error",
-            "branch-dropped",
-            branch.op,
-            said("branch-dropped", what=_relative(branch.module, layer)),
-        )
+        # The last layer may well compute what a next one would have read: global tokens, say.
+        others = any(b.op == branch.op for other in stack.layers if other is not layer for b in other.dropped)
+        last = len(stack.layers) > 1 and layer is stack.layers[-1] and not others
+        message = said("branch-dropped", what=_relative(branch.module, layer))
+        yield "warning" if last else "error", "branch-dropped", branch.op, message
     yield from _projection(stack, layer)
     yield from _one_norm_twice(layer)
     section = _block(layer)
@@ -114,11 +114,30 @@ def _no_residual(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[
         return
     siblings = [s for other in stack.layers if (s := _block(other)) is not None]
     whole = all(sum(map(len, _bare(s))) == _sublayers(s) for s in siblings)
-    for site in map(" + ".join, around):
+    sure = _surely_lost(stack, layer, section)
+    for names in around:
+        site = " + ".join(names)
+        known = sure and all(name.partition("_")[0].partition("[")[0] in KNOWN for name in names)
         if whole:
             yield "note", "no-residual", site, said("no-residual (everywhere)")
         else:
-            yield "error", "no-residual", site, said("no-residual")
+            yield "error" if known else "warning", "no-residual", site, said("no-residual")
+
+
+def _surely_lost(stack: Stack, layer: LayerAudit, section: Section) -> bool:
+    """Whether a residual is missing rather than not meant: the stack is uniform, and so other sub-layers of it have one,
+    or most of its layers have the same sub-layers, with residuals. A first layer of its own kind may well have none."""
+    if len(stack.layers) > 1 and all(other.equation == layer.equation for other in stack.layers):
+        return True
+    ops = [s.site.op for s in section.steps if isinstance(s, Call) and s.site.op in BRANCHES]
+    alike = 0
+    for other in stack.layers:
+        block = _block(other)
+        if block is not None and not _bare(block):
+            alike += sorted(ops) == sorted(
+                s.site.op for s in block.steps if isinstance(s, Call) and s.site.op in BRANCHES
+            )
+    return 2 * alike > len(stack.layers)
 
 
 def _sublayers(section: Section) -> int:

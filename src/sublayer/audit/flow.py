@@ -245,9 +245,20 @@ class Flow:
             return None
         if len(inputs) == 1 and total[inputs[0]] == 1.0:
             return self._offset(value, inputs[0], fixed or [])
+        if len(inputs) == 1 and (node := self._unit_norm(value, inputs[0], total[inputs[0]])) is not None:
+            return node
         if len(inputs) > 1 and (node := self._one_map(value, inputs)) is not None:
             return node
         return self.add("sum", inputs, value, factors=tuple(total[i] for i in inputs))
+
+    def _unit_norm(self, value: Value, index: int, factor: float) -> Node | None:
+        """A division by the length, times the root of the width, is a division by the root of the mean square."""
+        node = self.nodes[index]
+        if node.kind != "norm" or node.detail["norm"] != "l2norm" or node.detail["offset"]:
+            return None
+        if abs(factor * node.detail["over"] ** -0.5 - 1) > 1e-3:
+            return None
+        return self.add("norm", node.inputs, value, operands=node.operands, **{**node.detail, "norm": "rmsnorm"})
 
     def _one_map(self, value: Value, inputs: tuple[int, ...]) -> Node | None:
         """A sum of linear maps of one node is a linear map of it, as with a low-rank adapter beside a matrix."""
@@ -431,6 +442,21 @@ class Flow:
         query, key, mixed = value.args[:3]
         ends = {n: self.of.get(a.index, -1) for n, a in (("q", query), ("k", key), ("v", mixed))}
         return self.add("core", inputs, value, **ends)
+
+    def _reduce(self, value: Value, live: list[Value]) -> Node | None:
+        """A sum or mean over values that were stacked for it is their sum."""
+        joined = live[0]
+        if value.name not in ("sum", "mean") or joined.name not in ("stack", "cat") or len(value.args) < 2:
+            return None
+        parts, axes = joined.args[0], value.args[1]
+        axis = (joined.args[1] if len(joined.args) > 1 else 0) % len(joined.shape)
+        if not isinstance(axes, list | tuple) or [a % len(joined.shape) for a in axes] != [axis]:
+            return None
+        if joined.name == "cat" and any(p.shape[axis] != 1 for p in parts):
+            return None
+        factor = 1.0 if value.name == "sum" else 1.0 / len(parts)
+        terms = [(factor, self.of[p.index]) for p in parts if self.is_live(p)]
+        return self.weighted(value, terms, [p for p in parts if not self.is_live(p)])
 
     def _embedding(self, value: Value, live: list[Value]) -> Node | None:
         weights = tuple(s for s in value.sources if not self.is_live(s) and self.kinds[s.index] & WEIGHT)

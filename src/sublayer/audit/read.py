@@ -111,12 +111,15 @@ def _found(tape: Tape, target: Target) -> list[Found]:
 
 
 def _stacks(tape: Tape, flows: list[Flow], output: Value, plain: str) -> list[Found]:
-    everything = runs(tape, flows) or [Run("", [Layer(0, len(tape.values), "")], framed=False)]
+    everything = runs(tape, flows) or [Run("", [Layer(len(tape.inputs), len(tape.values), "")], framed=False)]
     found: list[Found] = []
+    last = _flow_of(everything[-1], flows)
+    if not last.is_live(output):
+        last = _last(flows, output)
     for k, run in enumerate(everything):
         flow = _flow_of(run, flows)
         name = _name(k, len(everything), flow, flows)
-        end = output if flow is _last(flows, output) else _handed_on(flow, _last(flows, output), tape)
+        end = output if flow is last else _handed_on(flow, last, tape)
         if end is None:
             found.append(Found(name, run, None, "nothing that it computes reaches the output"))
             continue

@@ -28,6 +28,8 @@ class LayerReading:
         """The equation with its factors left open; empty if it is unknown."""
         return template(self.reading) if self.reading else ""
 
+    pattern: str = ""  # the template; of a first or last layer that lacks a stream, that of the layer it is like
+
     @property
     def factors(self) -> tuple[float, ...]:
         return tuple(f for s in self.reading.statements for f in s.factors) if self.reading else ()
@@ -63,16 +65,16 @@ def template(reading: Reading) -> str:
     return "; ".join(parts).replace("{<", "{").replace(">}", "}")
 
 
-def same_results(one: Reading, other: Reading, results: set[str]) -> bool:
+def same_results(one: Reading, other: Reading, results: set[str], before: str = "") -> bool:
     """Whether two readings compute the same for the streams in ``results``, whatever they leave in others and whatever
-    their factors are."""
-    left, right = (_alone(reading, results) for reading in (one, other))
+    their factors are; ``before`` holds statements that come first."""
+    left, right = (_alone(reading, results, before) for reading in (one, other))
     return left is not None and left == right
 
 
-def _alone(reading: Reading, results: set[str]) -> Design | None:
+def _alone(reading: Reading, results: set[str], before: str) -> Design | None:
     text = template(reading).format(*["1"] * sum(len(s.factors) for s in reading.statements))
-    return only(text, results)
+    return only(f"{before}; {text}" if before else text, results)
 
 
 def only(block: str, results: set[str]) -> Design | None:
@@ -144,6 +146,7 @@ class StackReader:
         width = self.flow.nodes[next(i for i, n in names[0].items() if n == "x")].width
         found = [self._layer(layer, names[k], names[k + 1], width) for k, layer in enumerate(layers)]
         self._rename_last(found, names, width)
+        self._patterns(found, names)
         # Streams that start as one value are one value at the first boundary.
         streams = {n for later in names[1:-1] for n in later.values()}
         start = next(i for i, n in names[0].items() if n == "x")
@@ -226,6 +229,19 @@ class StackReader:
         return found
 
     # --- sections -------------------------------------------------------------------------------------------------
+
+    def _patterns(self, found: list[LayerReading], names: list[dict[int, str]]) -> None:
+        for layer in found:
+            layer.pattern = layer.template
+        if len(found) < 2 or not (found[0].reading and found[1].reading and found[-1].reading and found[-2].reading):
+            return
+        streams = {n for boundary in names[1:-1] for n in boundary.values()}
+        missing = "; ".join(f"{n} = x" for n in sorted(streams - set(names[0].values())))
+        if missing and same_results(found[1].reading, found[0].reading, set(names[1].values()), missing):
+            found[0].pattern = found[1].template
+        if set(names[-1].values()) < streams:
+            if same_results(found[-2].reading, found[-1].reading, set(names[-1].values())):
+                found[-1].pattern = found[-2].pattern
 
     def _rename_last(self, found: list[LayerReading], names: list[dict[int, str]], width: int) -> None:
         """Call what the last layer hands on by the names that make it like the layer before it, if any do."""
