@@ -329,12 +329,13 @@ def test_two_stacks_are_told_apart_and_errors_come_first() -> None:
     bare = "block: x = x + attn(norm(x))\nfinal: x = x"
     stacks = (
         stack_of([sl.parse(bare)] * 2, "encoder"),
-        stack_of([sl.parse("input-norm"), sl.parse("x = attn(norm(x)); x = x + ffn(norm(x))")], "decoder"),
+        stack_of([*[sl.parse("input-norm")] * 2, sl.parse("x = attn(norm(x)); x = x + ffn(norm(x))")], "decoder"),
     )
     found = findings(Audit("", stacks))
     assert [(f.severity, f.layers, f.rule) for f in found] == [
-        ("error", "decoder layer 1", "no-residual"),
+        ("error", "decoder layer 2", "no-residual"),
         ("warning", "encoder final", "no-final-norm"),
+        ("note", "decoder layer 2", "odd-layer"),
     ]
     assert all(f.severity in SEVERITIES and f.rule in RULES for f in found)
 

@@ -251,8 +251,8 @@ def _peak() -> int | None:
 
 
 def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else "no message")[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else "no message"
 
 
 if __name__ == "__main__":

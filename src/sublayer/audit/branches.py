@@ -79,9 +79,9 @@ class BranchReader:
             trailing = None
             branch.content += part
             attention = self.attention(part)
-            if not attention and node.memory and not within:
+            if node.memory and not within:
                 # Keys and values come from elsewhere: only the queries lead back to the stream.
-                attention = self.attention(branch.content)
+                attention = attention or self.attention(branch.content)
                 if attention:
                     following = self._queries(branch, following)
             if attention:
@@ -321,9 +321,25 @@ class BranchReader:
             return ""
         if any(nodes[i].memory for i in products + cores):
             return "cross"
-        if not any(nodes[i].kind in ("linear", "conv") for i in content) and len(content) <= 12:
-            return "dot"
+        if not any(nodes[i].kind in ("linear", "conv") for i in content):
+            return "dot" if self._is_plain(content, cores) else "mixer"
         return "attn"
+
+    def _is_plain(self, content: list[int], cores: list[int]) -> bool:
+        """Whether an attention without weights is softmax of x x^T, unscaled, over what came before: the notation's dot."""
+        nodes = self.flow.nodes
+        scaled = 1.0
+        for i in content:
+            scaled *= nodes[i].factors[0] if nodes[i].kind == "sum" and len(nodes[i].inputs) == 1 else 1.0
+        masked = any(nodes[i].kind in ("pointwise", "masked") or i in self.flow.notes for i in content)
+        for i in cores:
+            if nodes[i].kind == "core":
+                value = nodes[i].value
+                scale = value.kwargs.get("scale", value.args[6] if len(value.args) > 6 else None)
+                scaled *= scale if scale is not None else 0.0
+                mask = value.kwargs.get("attn_mask", value.args[3] if len(value.args) > 3 else None)
+                masked = masked or mask is not None or bool(value.kwargs.get("is_causal"))
+        return abs(scaled - 1) < 1e-6 and masked
 
     def _fed_by(self, place: int, inside: set[int], wanted: frozenset[int]) -> bool:
         seen: set[int] = set()

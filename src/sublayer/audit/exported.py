@@ -10,7 +10,6 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,9 +63,10 @@ def export_tape(target: Target, inputs: Inputs) -> Tape:
         _plain(module),
         _faked(module, mode),
         tracing(TracingContext(mode)),
+        _noted() as given,
     ):
         program = torch.export.export(module, args, kwargs, strict=False)
-    return _Reader(module, inputs, program).read()
+    return _Reader(module, inputs, program, given).read()
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
@@ -113,11 +114,37 @@ def _faked(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
             m.__dict__.update(attributes)
 
 
+@contextlib.contextmanager
+def _noted() -> Iterator[dict[int, list[list[Any]]]]:
+    """For each module, what each of its calls is given by position: the graph does not say it.
+
+    A tensor is told by the content that its node holds, which is one object from the first graph to the last.
+    """
+    given: dict[int, list[list[Any]]] = {}
+
+    def enter(called: nn.Module, args: Any) -> None:
+        mode = get_proxy_mode()
+        found = []
+        for arg in args:
+            held = get_proxy_slot(arg, mode.tracer, None) if mode is not None and isinstance(arg, Tensor) else None
+            if held is not None:
+                found.append(held.proxy.node.meta.get("val"))
+        given.setdefault(id(called), []).append(found)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(enter)
+    try:
+        yield given
+    finally:
+        hook.remove()
+
+
 class _Reader:
     """Puts the graph of an exported program on a tape."""
 
-    def __init__(self, module: nn.Module, inputs: Inputs, program: ExportedProgram) -> None:
-        self.module, self.inputs, self.program = module, inputs, program
+    def __init__(
+        self, module: nn.Module, inputs: Inputs, program: ExportedProgram, given: dict[int, list[list[Any]]]
+    ) -> None:
+        self.module, self.inputs, self.program, self.positions = module, inputs, program, given
         self.tape = Tape(main=inputs.main, witness="export")
         self.tape.parameters = dict.fromkeys((name for name, _ in module.named_parameters()), False)
         named = dict(module.named_modules(remove_duplicate=False))
@@ -135,6 +162,7 @@ class _Reader:
         self.leaves: dict[tuple[str, str], Value] = {}
         self.now: dict[fx.Node, Any] = {}  # what each node holds now: a value, a tuple of such, a number
         self.storages: dict[int, list[fx.Node]] = {}
+        self.contents: dict[int, fx.Node] = {}
 
     def read(self) -> Tape:
         signature = self.program.graph_signature
@@ -157,7 +185,6 @@ class _Reader:
         for k, (found, spec) in enumerate(zip(results, signature.output_specs, strict=True)):
             if isinstance(found, Value) and spec.kind == OutputKind.USER_OUTPUT:
                 self.tape.outputs.append((f"output {k}", found))
-        self._give()
         return self.tape
 
     def _given(self) -> list[tuple[str, Any]]:
@@ -207,6 +234,7 @@ class _Reader:
     def _hold(self, node: fx.Node) -> None:
         if isinstance(node.meta.get("val"), Tensor):
             self.storages.setdefault(node.meta["val"].untyped_storage()._cdata, []).append(node)
+            self.contents[id(node.meta["val"])] = node
 
     def _read(self, tree: Any, frame: int) -> Any:
         """Arguments with values in place of nodes."""
@@ -311,20 +339,18 @@ class _Reader:
                 known, module = self.paths.get(path, (path, -1 - len(self.calls)))
                 self.calls[keys] = len(self.tape.frames)
                 kind = kind if isinstance(kind, str) else kind.__qualname__
-                self.tape.frames.append(Frame(len(self.tape.frames), frame, known, kind.rpartition(".")[2], module))
+                kind, given = kind.rpartition(".")[2], self._positions(key, module)
+                self.tape.frames.append(Frame(len(self.tape.frames), frame, known, kind, module, given))
             frame = self.calls[keys]
         return frame
 
-    def _give(self) -> None:
-        """What each call was given, in the order in which it is first read: positions are not in the graph."""
-        given: dict[int, dict[int, None]] = {}
-        around = [set(self.tape.ancestry(f.index)) for f in self.tape.frames]
-        for value in self.tape.values:
-            for source in value.sources:
-                if source.kind not in ("parameter", "buffer"):
-                    for frame in around[value.frame] - around[source.frame]:
-                        given.setdefault(frame, {})[source.index] = None
-        self.tape.frames = [replace(f, given=tuple(given.get(f.index, ()))) for f in self.tape.frames]
+    def _positions(self, key: str, module: int) -> tuple[int, ...]:
+        """Indices of what a call is given by position, as that is when the first call inside it is made."""
+        calls = self.positions.get(module, [])
+        number = int(key.rpartition("@")[2]) if "@" in key else 0
+        nodes = [self.contents.get(id(held)) for held in calls[number]] if number < len(calls) else []
+        values = [self.now.get(node) for node in nodes if node is not None]
+        return tuple(v.index for v in values if isinstance(v, Value))
 
 
 def _is_node(tree: Any) -> bool:

@@ -125,8 +125,11 @@ def _no_residual(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[
 
 
 def _surely_lost(stack: Stack, layer: LayerAudit, section: Section) -> bool:
-    """Whether a residual is missing rather than not meant: the stack is uniform, and so other sub-layers of it have one,
-    or most of its layers have the same sub-layers, with residuals. A first layer of its own kind may well have none."""
+    """Whether a residual is missing rather than not meant.
+
+    It is where all layers are alike, so that other sub-layers have one, or where most layers have the same sub-layers
+    with residuals. A first layer of a kind of its own may well have none.
+    """
     if len(stack.layers) > 1 and all(other.equation == layer.equation for other in stack.layers):
         return True
     ops = [s.site.op for s in section.steps if isinstance(s, Call) and s.site.op in BRANCHES]

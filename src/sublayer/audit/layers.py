@@ -2,12 +2,16 @@
 
 A layer is a call that repeats: an element of a list of modules, or one of several sibling calls of one class, with
 matrices inside. Where the elements are no more than parts of a layer (a list of attentions beside a list of feed-forward
-networks, with the additions between them), a layer goes from one element of the first list to the next.
+networks, with the additions between them), a layer goes from one element of the first list to the next. Where elements
+take turns and hold one sub-layer each, a layer is one turn of all. Where no call repeats, the sums on the stream do.
+
+Between the calls a layer begins where the fewest values pass: after a sum and what follows it alone.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from sublayer.audit import vocabulary as words
 from sublayer.audit.flow import Flow
@@ -15,6 +19,7 @@ from sublayer.audit.tape import Frame, Tape
 
 WORK = frozenset({"matmul", "convolution", "sdpa"})
 WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "scan", "route", "fixed_mix"})
+MOST_TURNS = 3  # sub-layers of a layer whose calls hold one sub-layer each
 
 
 @dataclass
@@ -53,18 +58,33 @@ class Frames:
             self.children[frame.parent].append(frame.index)
         self.work = [0] * n
         self.sums = [0] * n
+        self.places: set[int] = set()  # of residual sums on the tape
+        self.worked: list[int] = []
         self.first = [len(tape.values)] * n
         self.last = [-1] * n
         for value in tape.values:
             worked = words.KIND.get(value.name) in WORK or value.name == "_grouped_mm"
+            if worked:
+                self.worked.append(value.index)
             for f in tape.ancestry(value.frame):
                 self.first[f] = min(self.first[f], value.index)
                 self.last[f] = max(self.last[f], value.index)
                 self.work[f] += worked
         for flow in flows:
             for place in residual_sums(flow):
+                self.places.add(flow.nodes[place].value.index)
                 for f in tape.ancestry(flow.nodes[place].value.frame):
                     self.sums[f] += 1
+
+    def signature(self, frame: int) -> frozenset[str]:
+        """The operators of a call: what tells one kind of sub-layer from another."""
+        return frozenset(v.name for v in self.tape.values[self.first[frame] : self.last[frame] + 1] if v.kind == "call")
+
+    def turns(self, calls: Sequence[int]) -> int:
+        """After how many calls their kinds begin again, where each holds one sub-layer at most; 1 if they do not."""
+        if any(self.sums[f] > 1 for f in calls):
+            return 1
+        return _turns([self.signature(f) for f in calls])
 
     def element(self, frame: Frame) -> str:
         """The path of the outermost list element, below the calling module, that a call belongs to; empty if there is
@@ -106,6 +126,8 @@ class Frames:
             return []
         if self.sums[frame] > sum(self.sums[f] for f, _ in inner):
             return []  # additions of its own: it is the layer
+        if self.turns([f for f, _ in inner]) == len(inner) > 1:
+            return []  # its sub-layers, each with an addition of its own
         if len(inner) == 1 and self.tape.frames[frame].kind == self.tape.frames[inner[0][0]].kind:
             return []
         return inner
@@ -121,21 +143,155 @@ def residual_sums(flow: Flow) -> list[int]:
     return found
 
 
+def _turns(kinds: Sequence[frozenset[str]]) -> int:
+    """The period of a sequence that ends with a whole one; 1 if there is none, or none of some members that attend and
+    some that do not."""
+    attends = [any(words.KIND.get(name) in ("softmax", "sdpa") for name in kind) for kind in kinds]
+    if all(attends) or not any(attends):
+        return 1
+    for period in range(2, MOST_TURNS + 1):
+        if len(kinds) % period == 0 and all(a == b for a, b in zip(kinds, kinds[period:], strict=False)):
+            return period
+    return 1
+
+
+class Passing:
+    """How many needed values of the data pass each place of the tape."""
+
+    def __init__(self, tape: Tape, flows: Sequence[Flow]) -> None:
+        size = len(tape.values) + 1
+        self.made = [0] * (size + 1)  # needed nodes before a place
+        change = [0] * (size + 1)
+        for flow in flows:
+            needed = _needed(tape, flow)
+            for i in needed:
+                begin = flow.nodes[i].value.index
+                end = max((flow.nodes[u].value.index for u in flow.users[i] if u in needed), default=size - 1)
+                self.made[begin + 1] += 1
+                change[begin + 1] += 1
+                change[end + 1] -= 1
+        self.count = [*accumulate(change)]
+        self.made = [*accumulate(self.made)]
+
+    def fewest(self, start: int, stop: int, last: bool) -> int:
+        """The first or last place from ``start`` to ``stop`` that the fewest values pass."""
+        places = [p for p in range(start, stop + 1) if self.count[p]] or [start]
+        least = min(self.count[p] for p in places)
+        return next(p for p in (reversed(places) if last else places) if self.count[p] == least)
+
+    def after(self, start: int, nodes: int) -> int:
+        """The place behind that many needed nodes."""
+        place = start
+        while place < len(self.made) - 2 and self.made[place] < self.made[start] + nodes:
+            place += 1
+        return place
+
+
+def _needed(tape: Tape, flow: Flow) -> set[int]:
+    stack = [flow.of[v.index] for _, v in tape.outputs if v.index in flow.of]
+    found: set[int] = set()
+    while stack:
+        i = stack.pop()
+        if i not in found:
+            found.add(i)
+            stack += flow.nodes[i].inputs
+    return found
+
+
 def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
-    """The stacks of layers in the order of execution; empty if no call repeats."""
-    frames = Frames(tape, flows)
+    """The stacks of layers in the order of execution; empty if nothing repeats."""
+    frames, passing = Frames(tape, flows), Passing(tape, flows)
     found: list[Run] = []
     for group in _groups(frames.candidates(), frames):
         framed = all(frames.sums[f] for f, _ in group)
         layers = _merged(group, frames, framed)
         for one, after in zip(layers, layers[1:], strict=False):
             one.stop = after.start
-        if not framed and len(layers) > 1:
-            tail = layers[-2].stop - 1 - max(frames.last[c] for c in layers[-2].calls)
-            layers[-1].stop = min(layers[-1].stop + tail, len(tape.values))
+        if framed:
+            _join(layers, frames, passing)
+        else:
+            ends = [max(frames.last[c] for c in layer.calls) + 1 for layer in layers]
+            _bound(layers, ends, found[-1].layers[-1].stop if found else 0, passing)
+        if all(len(layer.calls) == 1 for layer in layers):
+            layers = _in_turns(layers, frames.turns([layer.calls[0] for layer in layers]))
         container = _common([layer.path for layer in layers])
         found.append(Run(container, layers, framed))
+    return found or _by_sums(tape, flows, passing)
+
+
+def _bound(layers: list[Layer], ends: Sequence[int], begin: int, passing: Passing) -> None:
+    """Let layers that are made of parts begin where the fewest values pass; ``ends`` are those of their last parts."""
+    for layer, before in zip(layers, (begin, *ends), strict=False):
+        layer.start = passing.fewest(before, layer.start, last=True)
+    for one, after in zip(layers, layers[1:], strict=False):
+        one.stop = after.start
+    size = len(passing.count) - 2
+    if len(layers) > 1:
+        tail = passing.made[layers[-2].stop] - passing.made[ends[-2]]
+        layers[-1].stop = passing.after(ends[-1], tail)
+    else:
+        layers[-1].stop = passing.fewest(ends[-1], size, last=False)
+
+
+def _join(layers: list[Layer], frames: Frames, passing: Passing) -> None:
+    """Calls that begin with the addition that the call before left open: layers begin behind it."""
+    if len(layers) < 2:
+        return
+    starts = []
+    for layer in layers[1:]:
+        work = next(i for i in frames.worked if i >= layer.start)
+        place = passing.fewest(layer.start, work, last=False)
+        if passing.count[place] == passing.count[layer.start] or not any(
+            layer.start <= i < place for i in frames.places
+        ):
+            return
+        starts.append(place)
+    for k, place in enumerate(starts):
+        layers[k].stop = layers[k + 1].start = place
+    layers[-1].stop = passing.fewest(layers[-1].stop, len(passing.count) - 2, last=False)
+
+
+def _in_turns(layers: list[Layer], period: int) -> list[Layer]:
+    """One layer of each ``period`` of them."""
+    if period == 1:
+        return layers
+    found = []
+    for k in range(0, len(layers), period):
+        part = layers[k : k + period]
+        found.append(Layer(part[0].start, part[-1].stop, part[0].path, [c for layer in part for c in layer.calls]))
     return found
+
+
+def _by_sums(tape: Tape, flows: Sequence[Flow], passing: Passing) -> list[Run]:
+    """Layers where no call repeats: between the sums on the stream, as many to a layer as take turns."""
+    found = max((_elements(tape, flow) for flow in flows), key=lambda one: len(one[0]), default=None)
+    if not found or not found[0]:
+        return []
+    layers, ends, kinds = found
+    period = _turns(kinds)
+    if period == 1 and len(set(kinds)) > 1:
+        return []
+    _bound(layers, ends, 0, passing)
+    return [Run("", _in_turns(layers, period), framed=False)]
+
+
+def _elements(tape: Tape, flow: Flow) -> tuple[list[Layer], list[int], list[frozenset[str]]]:
+    """What stands between the sums on the stream, where each ends, and its operators."""
+    output = next((flow.of[v.index] for _, v in tape.outputs if v.index in flow.of), -1)
+    passed = set()
+    while output >= 0:
+        passed.add(output)
+        output = flow.nodes[output].top
+    layers, ends, kinds = [], [], []
+    for place in residual_sums(flow):
+        node = flow.nodes[place]
+        within = flow.between(node.top, place)
+        work = [flow.nodes[i].value.index for i in within if flow.nodes[i].kind in WEIGHTY]
+        if place in passed and work:
+            layers.append(Layer(work[0], work[-1] + 1, tape.frames[node.value.frame].path))
+            ends.append(work[-1] + 1)
+            kinds.append(frozenset(flow.nodes[i].value.name for i in within))
+    return layers, ends, kinds
 
 
 def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tuple[int, str]]]:
@@ -156,7 +312,15 @@ def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tupl
         else:
             groups.append([(frame, element)])
             owners.append({owner})
-    return [g for g in groups if any(frames.sums[f] for f, _ in g) or len(g) > 1 or len(groups) == 1]
+    return [g for g in groups if _adds(g, frames)]
+
+
+def _adds(group: list[tuple[int, str]], frames: Frames) -> bool:
+    """Whether there is an addition in a call of the group or between two: heads side by side have none."""
+    if any(frames.sums[f] for f, _ in group):
+        return True
+    first, last = frames.first[group[0][0]], frames.last[group[-1][0]]
+    return any(first < place < last for place in frames.places)
 
 
 def _merged(group: list[tuple[int, str]], frames: Frames, framed: bool) -> list[Layer]:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sublayer.audit import standins
 from sublayer.audit.inputs import Inputs
+from sublayer.audit.shortcuts import shortcut, whole_attention
 from sublayer.audit.tape import ALIAS, WRITTEN, Frame, Replay, Tape, Value
 from sublayer.audit.target import undisturbed
 
@@ -109,9 +110,18 @@ class Recorder(TorchDispatchMode):
         if standin is not None:
             result = standin(self, func, args, twins, twin_kwargs)
         else:
-            result = func(*twins, **twin_kwargs)
+            result = shortcut(name, twins, twin_kwargs)
+            if result is None:
+                result = func(*twins, **twin_kwargs)
         self._record(func, name, args, tuple(values), value_kwargs, twins, result)
         return result
+
+    def enter(self, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
+        """Record a call whose result is already there."""
+        pairs = [self._enter(arg) for arg in args]
+        values = {key: self._enter(arg)[0] for key, arg in kwargs.items()}
+        name = func._schema.name.rpartition("::")[2]
+        self._record(func, name, args, tuple(v for v, _ in pairs), values, [t for _, t in pairs], result)
 
     def _enter(self, arg: Any) -> tuple[Any, Any]:
         if isinstance(arg, Tensor):
@@ -236,7 +246,7 @@ def trace(module: nn.Module, inputs: Inputs) -> Tape:
             tape.inputs[name] = recorder.leaf(given, "input", name)
     meta = [recorder.twin(a) if isinstance(a, Tensor) else a for a in inputs.args]
     meta_kwargs = {k: recorder.twin(a) if isinstance(a, Tensor) else a for k, a in inputs.kwargs.items()}
-    with undisturbed(module), _plain(module), standins.patched(recorder), recorder.frames(module), recorder:
+    with undisturbed(module), _plain(module), standins.patched(recorder), whole_attention(recorder), recorder.frames(module), recorder:
         result = module(*meta, **meta_kwargs)
     _collect(tape, recorder, "", result, set())
     return tape

@@ -1,6 +1,7 @@
 """A second witness: what ``torch.export`` makes of a model, read like the recorded run, and compared with it.
 
-Where the two agree, the reading does not hang on how the run was recorded. A layer that they read differently is unknown.
+Where the two agree, the reading does not hang on how the run was recorded. A layer that they read differently is
+unknown.
 """
 
 from dataclasses import replace
@@ -64,7 +65,7 @@ def _doubted(layer: LayerAudit, reason: str) -> LayerAudit:
 
 def _stack(here: Stack, there: Stack) -> Stack:
     """One stack; what is read differently becomes unknown."""
-    if (here.norm, here.width) != (there.norm, there.width):
+    if any(a and b and a != b for a, b in ((here.norm, there.norm), (here.width, there.width))):
         # The same equation would then mean something else.
         said = (f"{s.norm or 'no norm'} over {s.width} channels" for s in (here, there))
         return _unknown(here, _differ(*said))
