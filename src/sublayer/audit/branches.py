@@ -144,7 +144,7 @@ class BranchReader:
 
     def _crosses(self, node: Node) -> bool:
         """Whether a way from the dominator to the node passes an input of the section: it has several, then."""
-        return node.top not in self.inputs and any(i in self.inputs for i in self.flow.between(node.top, node.index))
+        return any(i in self.inputs for i in self.flow.between(node.top, node.index))
 
     def _entries(self, place: int) -> set[int]:
         found: set[int] = set()

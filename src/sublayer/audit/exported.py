@@ -145,6 +145,8 @@ class _Reader:
         self, module: nn.Module, inputs: Inputs, program: ExportedProgram, given: dict[int, list[list[Any]]]
     ) -> None:
         self.module, self.inputs, self.program, self.positions = module, inputs, program, given
+        self.names = [*inspect.signature(module.forward).parameters][: len(inputs.args)]
+        self.names += [f"argument {i}" for i in range(len(self.names), len(inputs.args))]
         self.tape = Tape(main=inputs.main, witness="export")
         self.tape.parameters = dict.fromkeys((name for name, _ in module.named_parameters()), False)
         named = dict(module.named_modules(remove_duplicate=False))
@@ -191,9 +193,7 @@ class _Reader:
         """Name and content of every argument, in the order of the graph's inputs."""
         inputs = self.inputs
         names = [*self.program.call_spec.in_spec.child(1).context] if self.program.call_spec.in_spec else []
-        forward = [*inspect.signature(self.module.forward).parameters][: len(inputs.args)]
-        forward += [f"argument {i}" for i in range(len(forward), len(inputs.args))]
-        ordered = [*zip(forward, inputs.args, strict=True), *((n, inputs.kwargs[n]) for n in names)]
+        ordered = [*zip(self.names, inputs.args, strict=True), *((n, inputs.kwargs[n]) for n in names)]
         found: list[tuple[str, Any]] = []
         for name, content in ordered:
             for path, leaf in pytree.tree_flatten_with_path(content)[0]:
@@ -201,9 +201,13 @@ class _Reader:
         return found
 
     def _input(self, name: str, real: Any, node: fx.Node) -> Value:
+        """A tensor that was fed in; one inside a list is a constant, as in the recorded run."""
         known = isinstance(real, Tensor) and real.device.type != "meta" and real.numel() <= MOST_ELEMENTS
-        value = self._enter("input", name, node.meta["val"], 0, real=real.detach().cpu() if known else None)
-        self.tape.inputs[name] = value
+        numbers = real.detach().cpu() if known else None
+        given = name in self.inputs.kwargs or name in self.names
+        value = self._enter("input" if given else "constant", name, node.meta["val"], 0, real=numbers)
+        if given:
+            self.tape.inputs[name] = value
         return value
 
     # --- values ---------------------------------------------------------------------------------------------------
@@ -246,8 +250,7 @@ class _Reader:
                 raise NotComparable(f"{tree.name} is a number that depends on data")
             return found
         if isinstance(tree, list | tuple):
-            items = [self._read(item, frame) for item in tree]
-            return tuple(items) if isinstance(tree, tuple) else items
+            return (tuple if isinstance(tree, tuple) else list)(self._read(item, frame) for item in tree)
         if isinstance(tree, dict):
             return {key: self._read(item, frame) for key, item in tree.items()}
         return tree

@@ -3,7 +3,7 @@
 from math import prod
 from typing import Any
 
-from sublayer.audit.branches import Branch, BranchReader, label
+from sublayer.audit.branches import WIRING, Branch, BranchReader, label
 from sublayer.audit.flow import Flow
 from sublayer.audit.result import BranchFacts, NormFacts
 from sublayer.audit.section import Reading
@@ -54,8 +54,12 @@ class Facts:
 
     def _attention(self, branch: Branch) -> dict[str, Any]:
         nodes, inside = self.flow.nodes, set(branch.content)
-        details: dict[str, Any] = {"output_projection": branch.outer >= 0}
         hub = branch.hub
+        mixed = [i for i in branch.content if nodes[i].kind == "core"]
+        mixed = mixed or [i for i in branch.content if nodes[i].kind == "matmul"][-1:]
+        below = self._downstream(mixed[-1], inside) if mixed else set()
+        projected = branch.outer >= 0 or any(nodes[i].kind in ("linear", "route", "conv") for i in below)
+        details: dict[str, Any] = {"output_projection": projected}
         scores = [i for i in branch.content if nodes[i].kind == "softmax"]
         products = [i for i in branch.content if nodes[i].kind == "matmul"]
         first = next((i for i in products if not scores or i < scores[-1]), None)
@@ -64,8 +68,12 @@ class Facts:
         if core is not None:
             query, key = nodes[core].value.args[0], nodes[core].value.args[1]
             if isinstance(query, Value) and len(query.shape) == 4:
-                details |= {"heads": query.shape[1], "kv_heads": key.shape[1], "head_dim": query.shape[-1]}
                 head = query.shape[-1]
+                details |= {"heads": query.shape[1], "head_dim": head}
+                # Keys may have been repeated before: what made them tells how many there are.
+                groups = self._key_heads(nodes[core].detail.get("k", -1), inside, head) or key.shape[1]
+                if query.shape[1] % groups == 0:
+                    details["kv_heads"] = groups
             ends = [nodes[core].detail.get("q", -1), nodes[core].detail.get("k", -1)]
         elif first is not None:
             left = next((a for a in nodes[first].value.args if isinstance(a, Value)), None)
@@ -74,7 +82,7 @@ class Facts:
             heads = prod(shape[:-1]) // self.tokens if prod(shape[:-1]) % self.tokens == 0 else 0
             if heads and head:
                 details |= {"heads": heads, "head_dim": head}
-                groups = self._key_heads(first, inside, head)
+                groups = self._key_heads(nodes[first].detail.get("right", -1), inside, head)
                 if groups and heads % groups == 0:
                     details["kv_heads"] = groups
             ends = [nodes[first].detail.get("left", -1), nodes[first].detail.get("right", -1)]
@@ -95,9 +103,8 @@ class Facts:
                     stack.append(user)
         return found
 
-    def _key_heads(self, product: int, inside: set[int], head: int) -> int:
-        """Heads of the keys: the width of the linear map that makes them, over the width of a head."""
-        place = self.flow.nodes[product].detail.get("right", -1)
+    def _key_heads(self, place: int, inside: set[int], head: int) -> int:
+        """Heads of the keys at a node: the width of the linear map that makes them, over the width of a head."""
         found: set[int] = set()
         stack = [place]
         while stack:
@@ -198,7 +205,8 @@ class Facts:
     def _place(self, norm: int, reading: Reading) -> str:
         readers = [b.op for b in reading.branches if b.source == norm]
         inside = {i for b in reading.branches for i in b.content}
-        if readers and all(u in inside for u in self.flow.users[norm]):
+        others = [u for u in self.flow.users[norm] if u not in inside]
+        if readers and not any(self.flow.nodes[u].kind in WIRING for u in others):
             return "input of " + " and ".join(dict.fromkeys(readers))
         place = self.flow.nodes[norm].inputs[0]
         while self.flow.nodes[place].kind in ("factor", "masked") or len(self.flow.nodes[place].factors) == 1:

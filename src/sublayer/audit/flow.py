@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sublayer.audit import vocabulary as words
-from sublayer.audit.tape import Replay, Tape, Value
+from sublayer.audit.tape import Replay, Tape, Value, values_in
 
 LIVE, MEMORY, WEIGHT, SIDE = 1, 2, 4, 8  # what a value descends from: the data, other data, weights, masks and such
 
@@ -262,23 +262,32 @@ class Flow:
 
     def _one_map(self, value: Value, inputs: tuple[int, ...]) -> Node | None:
         """A sum of linear maps of one node is a linear map of it, as with a low-rank adapter beside a matrix."""
-        direct = [self.nodes[i] for i in inputs if self.nodes[i].kind == "linear"]
-        sources = {n.inputs for n in direct}
-        operands: list[Value] = []
-        for i in inputs:
-            node = self.nodes[i]
-            for _ in range(4):
-                if node.kind not in ("linear", "sum", "factor") or len(node.inputs) != 1:
-                    break
-                operands += node.operands
-                if node.inputs in sources:
-                    break
-                node = self.nodes[node.inputs[0]]
-            if node.inputs not in sources:
+        node = self.nodes[inputs[0]]
+        for _ in range(4):
+            if node.kind not in ("linear", "factor") and not (node.kind == "sum" and len(node.inputs) == 1):
                 return None
-        if len(sources) != 1:
-            return None
-        return self.add("linear", direct[0].inputs, value, operands=tuple(dict.fromkeys(operands)), first=True)
+            if node.kind == "linear" and len(node.inputs) == 1:
+                found = [self._map_of(i, node.inputs[0]) for i in inputs]
+                if all(one is not None for one in found):
+                    operands = tuple(dict.fromkeys(w for one in found for w in one or ()))
+                    return self.add("linear", node.inputs, value, operands=operands, first=True)
+            node = self.nodes[node.inputs[0]]
+        return None
+
+    def _map_of(self, place: int, source: int) -> list[Value] | None:
+        """The weights by which a node is a linear map of ``source``; None if it is not."""
+        stack, operands, steps = [(place, False)], [], 0
+        while stack:
+            i, mapped = stack.pop()
+            node = self.nodes[i]
+            steps += 1
+            if i == source and mapped:
+                continue
+            if i <= source or steps > 12 or node.kind not in ("linear", "sum", "factor"):
+                return None
+            operands += node.operands
+            stack += [(j, mapped or node.kind == "linear") for j in node.inputs]
+        return operands
 
     def _offset(self, value: Value, index: int, fixed: list[Any]) -> Node | None:
         """Something fixed is added: a bias of the norm or linear map before it, else a remark."""
@@ -335,7 +344,15 @@ class Flow:
         if size > 1 and wide and node.kind == "norm" and not node.detail.get("gain") and not node.detail.get("offset"):
             return self.add("norm", node.inputs, value, operands=(*node.operands, other), **{**node.detail, "gain": True})
         shape = "one" if size == 1 else "channel" if wide else "other"
-        return self.add("factor", (index,), value, operands=(other,), shape=shape)
+        return self.add("factor", (index,), value, operands=(other,), shape=shape, part=self._cut(other))
+
+    def _cut(self, value: Value) -> tuple[Any, ...]:
+        """How a value is cut from weights, comparable between calls: two entries of one vector are two gates."""
+        if value.kind != "call":
+            return ()
+        plain = tuple(repr(a) for a in value.args if not isinstance(a, Value) and not any(True for _ in values_in(a)))
+        above = tuple(self._cut(s) for s in value.sources if self.kinds[s.index] & WEIGHT)
+        return (*above, value.name, plain) if words.KIND.get(value.name) == "slice" or any(above) else ()
 
     def _product(self, value: Value, left: int, right: int) -> Node | None:
         from sublayer.audit.norms import recognise

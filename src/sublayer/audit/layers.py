@@ -51,40 +51,70 @@ class Frames:
     """The tree of module calls, with what happens in each."""
 
     def __init__(self, tape: Tape, flows: Sequence[Flow]) -> None:
-        self.tape = tape
+        self.tape, self.flows = tape, flows
         n = len(tape.frames)
         self.children: list[list[int]] = [[] for _ in range(n)]
         for frame in tape.frames[1:]:
             self.children[frame.parent].append(frame.index)
         self.work = [0] * n
         self.sums = [0] * n
-        self.places: set[int] = set()  # of residual sums on the tape
+        self.places: list[set[int]] = [set() for _ in flows]  # of each flow's residual sums on the tape
         self.worked: list[int] = []
         self.first = [len(tape.values)] * n
         self.last = [-1] * n
         for value in tape.values:
-            worked = words.KIND.get(value.name) in WORK or value.name == "_grouped_mm"
+            kind = words.KIND.get(value.name)
+            worked = kind in WORK or value.name == "_grouped_mm"
             if worked:
                 self.worked.append(value.index)
-            for f in tape.ancestry(value.frame):
-                self.first[f] = min(self.first[f], value.index)
-                self.last[f] = max(self.last[f], value.index)
-                self.work[f] += worked
-        for flow in flows:
+            f = value.frame
+            self.first[f] = min(self.first[f], value.index)
+            self.last[f] = max(self.last[f], value.index)
+            # Fused attention is two products in one call.
+            self.work[f] += 2 if kind == "sdpa" else worked
+        for frame in reversed(tape.frames[1:]):  # a call comes after the one that it is in
+            above, f = frame.parent, frame.index
+            self.first[above] = min(self.first[above], self.first[f])
+            self.last[above] = max(self.last[above], self.last[f])
+            self.work[above] += self.work[f]
+        for flow, places in zip(flows, self.places, strict=True):
             for place in residual_sums(flow):
-                self.places.add(flow.nodes[place].value.index)
+                places.add(flow.nodes[place].value.index)
                 for f in tape.ancestry(flow.nodes[place].value.frame):
                     self.sums[f] += 1
 
+    def stream(self, group: Sequence[tuple[int, str]]) -> Flow:
+        """The flow that most sums within a group of calls and between them add to; of equal ones the last."""
+        start, stop = self.first[group[0][0]], self.last[group[-1][0]]
+        counts = [sum(start <= i <= stop for i in places) for places in self.places]
+        return next(f for f, n in zip(reversed(self.flows), reversed(counts), strict=True) if n == max(counts))
+
     def signature(self, frame: int) -> frozenset[str]:
         """The operators of a call: what tells one kind of sub-layer from another."""
-        return frozenset(v.name for v in self.tape.values[self.first[frame] : self.last[frame] + 1] if v.kind == "call")
+        made = self.tape.values[self.first[frame] : self.last[frame] + 1]
+        return frozenset(v.name for v in made if v.kind == "call" and any(flow.is_live(v) for flow in self.flows))
 
     def turns(self, calls: Sequence[int]) -> int:
         """After how many calls their kinds begin again, where each holds one sub-layer at most; 1 if they do not."""
         if any(self.sums[f] > 1 for f in calls):
             return 1
         return _turns([self.signature(f) for f in calls])
+
+    def follow(self, first: int, last: int) -> bool:
+        """Whether one call reads what another makes of the data: heads side by side do not."""
+        for flow in self.flows:
+            seen: set[int] = set()
+            stack = [n.index for n in flow.nodes if self.first[last] <= n.value.index <= self.last[last]]
+            while stack:
+                i = stack.pop()
+                value = flow.nodes[i].value.index
+                if i in seen or value < self.first[first]:
+                    continue
+                if value <= self.last[first]:
+                    return first != last
+                seen.add(i)
+                stack += flow.nodes[i].inputs
+        return False
 
     def element(self, frame: Frame) -> str:
         """The path of the outermost list element, below the calling module, that a call belongs to; empty if there is
@@ -137,10 +167,18 @@ def residual_sums(flow: Flow) -> list[int]:
     """Sums of a value and something that weights made of it."""
     found = []
     for node in flow.nodes:
-        if node.kind == "sum" and len(node.inputs) > 1 and node.top in node.inputs:
+        if node.kind == "sum" and len(node.inputs) > 1 and any(_unmixed(flow, i) == node.top for i in node.inputs):
             if any(flow.nodes[i].kind in WEIGHTY for i in flow.between(node.top, node.index)):
                 found.append(node.index)
     return found
+
+
+def _unmixed(flow: Flow, place: int) -> int:
+    """What a node is but for factors: of ``a * x``, ``x``."""
+    node = flow.nodes[place]
+    while node.kind in ("factor", "masked", "stop") or (node.kind == "sum" and len(node.inputs) == 1):
+        node = flow.nodes[node.inputs[0]]
+    return node.index
 
 
 def _turns(kinds: Sequence[frozenset[str]]) -> int:
@@ -156,20 +194,19 @@ def _turns(kinds: Sequence[frozenset[str]]) -> int:
 
 
 class Passing:
-    """How many needed values of the data pass each place of the tape."""
+    """How many needed values of a flow pass each place of the tape."""
 
-    def __init__(self, tape: Tape, flows: Sequence[Flow]) -> None:
+    def __init__(self, tape: Tape, flow: Flow) -> None:
         size = len(tape.values) + 1
         self.made = [0] * (size + 1)  # needed nodes before a place
         change = [0] * (size + 1)
-        for flow in flows:
-            needed = _needed(tape, flow)
-            for i in needed:
-                begin = flow.nodes[i].value.index
-                end = max((flow.nodes[u].value.index for u in flow.users[i] if u in needed), default=size - 1)
-                self.made[begin + 1] += 1
-                change[begin + 1] += 1
-                change[end + 1] -= 1
+        needed = _needed(tape, flow)
+        for i in needed:
+            begin = flow.nodes[i].value.index
+            end = max((flow.nodes[u].value.index for u in flow.users[i] if u in needed), default=size - 1)
+            self.made[begin + 1] += 1
+            change[begin + 1] += 1
+            change[end + 1] -= 1
         self.count = [*accumulate(change)]
         self.made = [*accumulate(self.made)]
 
@@ -200,10 +237,11 @@ def _needed(tape: Tape, flow: Flow) -> set[int]:
 
 def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
     """The stacks of layers in the order of execution; empty if nothing repeats."""
-    frames, passing = Frames(tape, flows), Passing(tape, flows)
+    frames = Frames(tape, flows)
     found: list[Run] = []
     for group in _groups(frames.candidates(), frames):
         framed = all(frames.sums[f] for f, _ in group)
+        passing = Passing(tape, frames.stream(group))
         layers = _merged(group, frames, framed)
         for one, after in zip(layers, layers[1:], strict=False):
             one.stop = after.start
@@ -211,12 +249,12 @@ def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
             _join(layers, frames, passing)
         else:
             ends = [max(frames.last[c] for c in layer.calls) + 1 for layer in layers]
-            _bound(layers, ends, found[-1].layers[-1].stop if found else 0, passing)
+            _bound(layers, ends, found[-1].layers[-1].stop if found else len(tape.inputs), passing)
         if all(len(layer.calls) == 1 for layer in layers):
             layers = _in_turns(layers, frames.turns([layer.calls[0] for layer in layers]))
         container = _common([layer.path for layer in layers])
         found.append(Run(container, layers, framed))
-    return found or _by_sums(tape, flows, passing)
+    return found or _by_sums(tape, flows)
 
 
 def _bound(layers: list[Layer], ends: Sequence[int], begin: int, passing: Passing) -> None:
@@ -242,7 +280,7 @@ def _join(layers: list[Layer], frames: Frames, passing: Passing) -> None:
         work = next(i for i in frames.worked if i >= layer.start)
         place = passing.fewest(layer.start, work, last=False)
         if passing.count[place] == passing.count[layer.start] or not any(
-            layer.start <= i < place for i in frames.places
+            layer.start <= i < place for places in frames.places for i in places
         ):
             return
         starts.append(place)
@@ -262,16 +300,16 @@ def _in_turns(layers: list[Layer], period: int) -> list[Layer]:
     return found
 
 
-def _by_sums(tape: Tape, flows: Sequence[Flow], passing: Passing) -> list[Run]:
+def _by_sums(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
     """Layers where no call repeats: between the sums on the stream, as many to a layer as take turns."""
-    found = max((_elements(tape, flow) for flow in flows), key=lambda one: len(one[0]), default=None)
-    if not found or not found[0]:
+    flow = max(flows, key=lambda one: len(_elements(tape, one)[0]), default=None)
+    if flow is None:
         return []
-    layers, ends, kinds = found
+    layers, ends, kinds = _elements(tape, flow)
     period = _turns(kinds)
-    if period == 1 and len(set(kinds)) > 1:
+    if not layers or (period == 1 and len(set(kinds)) > 1):
         return []
-    _bound(layers, ends, 0, passing)
+    _bound(layers, ends, len(tape.inputs), Passing(tape, flow))
     return [Run("", _in_turns(layers, period), framed=False)]
 
 
@@ -312,15 +350,7 @@ def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tupl
         else:
             groups.append([(frame, element)])
             owners.append({owner})
-    return [g for g in groups if _adds(g, frames)]
-
-
-def _adds(group: list[tuple[int, str]], frames: Frames) -> bool:
-    """Whether there is an addition in a call of the group or between two: heads side by side have none."""
-    if any(frames.sums[f] for f, _ in group):
-        return True
-    first, last = frames.first[group[0][0]], frames.last[group[-1][0]]
-    return any(first < place < last for place in frames.places)
+    return [g for g in groups if any(frames.sums[f] for f, _ in g) or frames.follow(g[0][0], g[-1][0])]
 
 
 def _merged(group: list[tuple[int, str]], frames: Frames, framed: bool) -> list[Layer]:

@@ -133,6 +133,9 @@ class SectionReader:
         if node.kind == "masked" or (node.kind == "slice" and self._whole_channels(node)):
             self.reading.remarks.append("positions are masked or left out on the stream")
             return self.read(node.inputs[0])
+        if node.kind == "join" and self._is_concatenation(node):
+            self.reading.remarks.append("op stands for values side by side, channel by channel")
+            return f"op({', '.join([self.read(i) for i in node.inputs])})"
         return self._joined(node) or self._branch(self.branches.read(node.index))
 
     def _branch(self, branch: Branch) -> str:
@@ -206,7 +209,18 @@ class SectionReader:
 
     def _is_stream(self, place: int) -> bool:
         node = self.flow.nodes[place]
+        if node.kind == "join":
+            return self._is_concatenation(node)
         return node.kind == "sum" and len(node.inputs) > 1 and node.width == self.width and self.is_residual(node)
+
+    def _is_concatenation(self, node: Node) -> bool:
+        """Whether a node puts values of the stream side by side, channel by channel."""
+        nodes = self.flow.nodes
+        if len(node.inputs) < 2 or sum(nodes[i].width for i in node.inputs) != node.width:
+            return False
+        return any(i in self.inputs for i in node.inputs) and all(
+            i in self.inputs or nodes[i].kind in ("norm", "factor") or self._is_stream(i) for i in node.inputs
+        )
 
     def _is_wiring_sum(self, node: Node) -> bool:
         """A residual sum, or a sum of sub-layers that share nothing but values of the stream's width."""

@@ -1,5 +1,6 @@
 """One stack of layers read into equations: the streams that pass from layer to layer, embed, final, and every layer."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -116,22 +117,23 @@ class StackReader:
                 stack += self.flow.nodes[i].inputs
         return seen
 
-    def crossing(self, place: int) -> list[int]:
-        """Needed nodes made before a place on the tape and read after it."""
-        found = []
-        for i in self.needed:
-            if self.flow.nodes[i].value.index >= place:
-                continue
-            if i == self.output or any(
-                u in self.needed and self.flow.nodes[u].value.index >= place for u in self.flow.users[i]
-            ):
-                found.append(i)
-        return sorted(found)
+    def crossings(self) -> list[list[int]]:
+        """For each boundary (before every layer, and after the last) the needed nodes made before it and read after."""
+        places = [layer.start for layer in self.run.layers] + [self.run.layers[-1].stop]
+        found: list[list[int]] = [[] for _ in places]
+        nodes = self.flow.nodes
+        for i in sorted(self.needed):
+            made = nodes[i].value.index
+            uses = [nodes[u].value.index for u in self.flow.users[i] if u in self.needed]
+            last = len(self.flow.tape.values) if i == self.output else max(uses, default=-1)
+            for k in range(bisect_right(places, made), bisect_right(places, last)):
+                found[k].append(i)
+        return found
 
     def read(self) -> StackReading:
         """Raises Unread if the streams themselves cannot be told."""
         layers = self.run.layers
-        crossings = [self.crossing(layer.start) for layer in layers] + [self.crossing(layers[-1].stop)]
+        crossings = self.crossings()
         # What passes over all layers untouched and is read after them is no stream of theirs.
         bypass = set(crossings[0]).intersection(*crossings[1:])
         inside = [self._reads(layer) for layer in layers]
