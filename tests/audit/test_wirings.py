@@ -1,7 +1,6 @@
 """Models of transformers in their default sizes against a table of wirings that people read from the source."""
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sublayer.audit.defaults import candidates
 from sublayer.audit.read import audit
 from sublayer.audit.result import Audit, AuditError
 from sublayer.audit.target import build
+from sublayer.notation import parse
 from tests.audit.truth import fields
 
 ROWS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("wirings.json").read_text(encoding="utf-8"))["rows"]
@@ -46,11 +46,6 @@ def read(name: str, **overrides: Any) -> Audit:
     raise AssertionError(f"{name} cannot be run in any default config: {last}")
 
 
-@cache
-def default(name: str) -> Audit:
-    return read(name)
-
-
 @pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
 def test_a_wiring_is_what_the_source_says(row: dict[str, Any]) -> None:
     found = read(row["class"], **row["overrides"])
@@ -80,8 +75,6 @@ SWITCHES = [
 
 @pytest.mark.parametrize(("name", "switch", "equation"), SWITCHES)
 def test_a_switch_of_the_config_is_seen(name: str, switch: dict[str, Any], equation: str) -> None:
-    from sublayer.notation import parse
-
     found = read(name, num_hidden_layers=2, **switch)
     assert found.main is not None
     assert {layer.equation for layer in found.main.layers} == {parse(equation).block}, str(found)

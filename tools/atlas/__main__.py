@@ -61,7 +61,7 @@ def _row_job(row: dict[str, Any], of_class: dict[str, survey.Job]) -> survey.Job
 
 def _published(model: dict[str, Any]) -> dict[str, Any]:
     """What the atlas says of a model: not what only its checks need."""
-    left_out = {"fields", "numbers"}
+    left_out = {"fields"}
     return {"outcome": figures.outcome(model), **{k: v for k, v in model.items() if k not in left_out}}
 
 
@@ -74,7 +74,7 @@ def _json(atlas: dict[str, Any]) -> str:
 
 def _print(found: dict[str, Any], models: list[dict[str, Any]]) -> None:
     for label, text in figures.said(found):
-        print(f"{label:<26}{text}")
+        print(f"{label:<30}{text}")
     for title, chosen in (
         ("unknown, wholly or in part", [m for m in models if figures.outcome(m) in ("in part", "declined")]),
         ("failed", [m for m in models if m["state"] != "traced"]),
@@ -87,11 +87,16 @@ def _print(found: dict[str, Any], models: list[dict[str, Any]]) -> None:
         print("\nfindings of error severity:")
     for error in found["errors"]:
         print(f"  {error['class']}: {error['finding']}")
+    apart = [m for m in models if m.get("apart")]
+    if apart:
+        print("\nfacts that the config does not hold, or that are unknown although it does:")
+    for model in apart:
+        print(f"  {model['class']}: {'; '.join(model['apart'])}")
     if found["table"]["disagreements"]:
         print("\nrows of the table that differ:")
     for row in found["table"]["disagreements"]:
-        apart = "; ".join(f"{k}: {v[0]} expected, {v[1]} found" for k, v in row["differs"].items())
-        print(f"  {row['id']} ({row['class']}): {apart}")
+        differs = "; ".join(f"{k}: {v[0]} expected, {v[1]} found" for k, v in row["differs"].items())
+        print(f"  {row['id']} ({row['class']}): {differs}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def reasons(model: dict[str, Any]) -> list[str]:
         several = f"{stack['name']}, " if len(model["stacks"]) > 1 else ""
         missing = [g for g in stack["layers"] if not g["equation"]]
         found += [f"{several}layers {g['layers']}: {g['unknown'] or 'no reason was given'}" for g in missing]
-        if not missing or stack["unknown"] not in {g["unknown"] for g in missing}:
-            found.append(several + stack["unknown"] if stack["unknown"] else "")
+        if stack["unknown"] and not missing:
+            found.append(several + stack["unknown"])
         found += [f"{several}{end}: unknown" for end in ("embed", "final") if not stack[end] and not stack["unknown"]]
     return list(dict.fromkeys(text for text in found if text))
 
@@ -83,6 +83,7 @@ def figures(models: Models, rows: Models, disagreements: Models, largest: dict[s
         "peak_mb": max((model.get("peak_mb") or 0 for model in models), default=0),
         "table": {"rows": len(rows), "agree": len(rows) - len(disagreements), "disagreements": disagreements},
         "errors": errors(models),
+        "apart_from_config": sum(1 for model in models if model.get("apart")),
         "llama_405b": largest,
     }
 
@@ -100,6 +101,7 @@ def said(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("failed", f"{found['failed']}, each with its reason"),
         ("table of wirings", f"{table['agree']} of {table['rows']} rows agree"),
         ("errors on healthy models", f"{len(found['errors'])} (goal 0)"),
+        ("facts apart from the config", f"of {found['apart_from_config']} models, unknown ones counted"),
         (
             "seconds a model",
             (

@@ -57,7 +57,7 @@ def code() -> str:
 
     package = Path(sublayer.__file__).parent
     files = [*(package / "audit").glob("**/*.py"), *(package / "notation").glob("**/*.py")]
-    files += [HERE / "worker.py", ROOT / "tests" / "audit" / "truth.py"]
+    files += [HERE / "worker.py", HERE / "against.py", ROOT / "tests" / "audit" / "truth.py"]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

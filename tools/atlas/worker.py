@@ -17,15 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-# Numbers of a config that the facts of an audit can be held against.
-NUMBERS = frozenset(
-    "hidden_size d_model num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
-    "moe_intermediate_size num_experts num_local_experts n_routed_experts num_experts_per_tok n_shared_experts "
-    "num_shared_experts hidden_act hidden_activation activation_function rms_norm_eps layer_norm_eps "
-    "layer_norm_epsilon".split()
-)
+from against import apart
 
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = re.compile(r"\.\d+(?=[.\s),]|$)")  # the number of a layer in a module's path
 
 
@@ -119,6 +113,7 @@ def _configs(job: dict[str, Any], model_class: Any) -> Iterator[tuple[Any, tuple
 def _one(answer: dict[str, Any], model_class: Any, config: Any, fields: Callable[..., dict[str, Any]]) -> bool:
     """Build and audit one config; whether it was traced."""
     from sublayer.audit import AuditError, read, target
+    from sublayer.audit.configs import configs_in
 
     answer["state"] = "not built"
     try:
@@ -131,7 +126,8 @@ def _one(answer: dict[str, Any], model_class: Any, config: Any, fields: Callable
     if not audit.stacks and any(f.severity == "error" for f in audit.findings):
         answer["reason"] = audit.unknown
         return False
-    answer.update(state="traced", reason="", **_record(audit), numbers=_numbers(module.config))
+    answer.update(state="traced", reason="", **_record(audit))
+    answer["apart"] = apart(configs_in(module.config), answer["stacks"])
     try:
         answer["fields"] = fields(audit)
     except AssertionError as error:
@@ -216,20 +212,6 @@ def _family(design: Any) -> str:
     if design is None or design.streams != ("x",):
         return ""
     return next((entry.name for entry in designs() if parse(entry.name).block == design.block), "")
-
-
-def _numbers(config: Any) -> dict[str, Any]:
-    """The config's numbers, of the configs inside it too."""
-    found: dict[str, Any] = {}
-    for name, value in config.to_dict().items():
-        plain = isinstance(value, int | float | str) or (isinstance(value, list) and len(value) <= 256)
-        if name in NUMBERS and plain and not isinstance(value, bool):
-            found[name] = value
-    for name in getattr(config, "sub_configs", None) or ():
-        inner = getattr(config, name, None)
-        if hasattr(inner, "to_dict"):
-            found[name] = _numbers(inner)
-    return found
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -260,12 +260,14 @@ class BranchReader:
     def _projected(self, branch: Branch, source: int) -> int:
         """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
         node, inside = self.flow.nodes[source], set(branch.content)
-        if branch.op not in ("attn", "mixer") or source in self.inputs or node.kind != "linear":
+        if branch.op not in ("attn", "mixer", "dot") or source in self.inputs or node.kind != "linear":
             return source
         own = any(self.flow.nodes[i].kind == "linear" for i in self.flow.users[source] if i in inside)
         if own or any(u not in inside for u in self.flow.users[source]):
             return source
         branch.content.insert(0, source)
+        if branch.op != "attn":  # without its projections it looked like an attention that has none
+            branch.op = self.attention(branch.content) or branch.op
         return node.inputs[0]
 
     def _skips(self, branch: Branch) -> bool:

@@ -32,6 +32,7 @@ from sublayer.audit.trace import _plain
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # operators that only run a part of the graph
 COMPOSITE = "CompositeImplicitAutograd"
+LIKE = frozenset({"type_as", "expand_as", "view_as", "reshape_as"})  # of a second tensor only size or type is read
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -39,11 +40,7 @@ class NotComparable(Exception):
     """The graph holds something that a tape cannot."""
 
 
-class _Unknown:
-    """A number of the graph that only data decide."""
-
-
-UNKNOWN = _Unknown()
+UNKNOWN = object()  # a number of the graph that only data decide
 
 
 # --- from torch.export to a tape ----------------------------------------------------------------------------------
@@ -296,7 +293,8 @@ class _Reader:
         frame = self._frame(node)
         args, kwargs = self._read(tuple(node.args), frame), self._read(dict(node.kwargs), frame)
         made = node.meta["val"]
-        if name not in words.KIND and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+        if composite and (name not in words.KIND or name in LIKE):
             self.now[node] = _Parts(self, frame).of(func, args, kwargs)
             return
         written = [
@@ -312,8 +310,8 @@ class _Reader:
             for i, out in enumerate(outputs)
         ]
         self.now[node] = tuple(values) if isinstance(made, tuple | list) else values[0]
-        for other in written:
-            if isinstance(other, fx.Node) and isinstance(values[0], Value):
+        for other in (n for n in written if isinstance(n, fx.Node)):
+            if isinstance(values[0], Value):
                 self._rewrite(other, values[0])
 
     def _rewrite(self, node: fx.Node, new: Value) -> None:

@@ -106,6 +106,12 @@ def _of_text(sizes: Sizes, parameters: dict[str, inspect.Parameter]) -> Iterator
     masks = (True, False) if "attention_mask" in parameters else (False,)
     for masked in masks:
         yield _text(sizes, parameters, plain, masked)
+    if "position_ids" in parameters:
+        # Some count positions from a padding id that their config may leave open.
+        for masked in masks:
+            base = _text(sizes, parameters, plain, masked)
+            places = torch.arange(plain).expand(BATCH, plain).contiguous()
+            yield Inputs((), base.kwargs | {"position_ids": places}, base.main, "position_ids had to be given too")
     labels = _labels(sizes, parameters, plain)
     if labels:
         for masked in masks:

@@ -11,11 +11,12 @@ Between the calls a layer begins where the fewest values pass: after a sum and w
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 from sublayer.audit import vocabulary as words
 from sublayer.audit.flow import Flow
-from sublayer.audit.tape import Frame, Tape
+from sublayer.audit.tape import Frame, Tape, Value
 
 WORK = frozenset({"matmul", "convolution", "sdpa"})
 WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "scan", "route", "fixed_mix"})
@@ -83,6 +84,32 @@ class Frames:
                 for f in tape.ancestry(flow.nodes[place].value.frame):
                     self.sums[f] += 1
 
+    @cached_property
+    def repeated(self) -> frozenset[tuple[str, str]]:
+        """Lists and classes of which some element does work, or, where no call of a list does, has parts and data passes
+        it: a layer that only scales and norms is a layer like its neighbours."""
+        works: set[tuple[str, str]] = set()
+        passes: set[tuple[str, str]] = set()
+        for frame in self.tape.frames[1:]:
+            owner = self.element(frame).rpartition(".")[0]
+            if owner or "" in self.tape.containers:
+                key = (owner, frame.kind)
+                works |= {key} if self.work[frame.index] >= 2 else set()
+                live = any(f.is_live(v) for v in self._made(frame.index) for f in self.flows)
+                passes |= {key} if self.children[frame.index] and live else set()
+        return frozenset(works or passes)
+
+    def whole(self, group: Sequence[tuple[int, str]]) -> bool:
+        """Whether the calls are layers with their additions, not parts of layers that are added up outside."""
+        adding = {(e.rpartition(".")[0], self.tape.frames[f].kind) for f, e in group if self.sums[f]}
+        if adding:
+            return all((e.rpartition(".")[0], self.tape.frames[f].kind) in adding for f, e in group)
+        between = [range(self.last[a] + 1, self.first[b]) for (a, _), (b, _) in zip(group, group[1:], strict=False)]
+        return not any(f.is_live(self.tape.values[i]) for places in between for i in places for f in self.flows)
+
+    def _made(self, frame: int) -> list[Value]:
+        return self.tape.values[self.first[frame] : self.last[frame] + 1]
+
     def stream(self, group: Sequence[tuple[int, str]]) -> Flow:
         """The flow that most sums within a group of calls and between them add to; of equal ones the last."""
         start, stop = self.first[group[0][0]], self.last[group[-1][0]]
@@ -133,9 +160,9 @@ class Frames:
         twins = Counter(self.tape.frames[c].kind for c in self.children[root] if self.sums[c])
         for child in self.children[root]:
             frame = self.tape.frames[child]
-            if self.work[child] < 2:
-                continue
             element = self.element(frame)
+            if element and self.work[child] < 2 and (element.rpartition(".")[0], frame.kind) not in self.repeated:
+                continue
             if not element and twins[frame.kind] > 1 and self.sums[child]:
                 element = frame.path or f"{frame.kind}"
             if element:
@@ -240,7 +267,7 @@ def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
     frames = Frames(tape, flows)
     found: list[Run] = []
     for group in _groups(frames.candidates(), frames):
-        framed = all(frames.sums[f] for f, _ in group)
+        framed = frames.whole(group)
         passing = Passing(tape, frames.stream(group))
         layers = _merged(group, frames, framed)
         for one, after in zip(layers, layers[1:], strict=False):

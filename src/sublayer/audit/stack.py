@@ -249,7 +249,7 @@ class StackReader:
         """Call what the last layer hands on by the names that make it like the layer before it, if any do."""
         if len(found) < 2 or found[-1].reading is None or len(set().union(*(n.values() for n in names))) < 2:
             return
-        streams = sorted({n for boundary in names[:-1] for n in boundary.values()})
+        streams = sorted({n for boundary in names[:-1] for n in boundary.values()}, key=STREAMS.index)
         nodes = list(names[-1])
         for order in permutations(streams, min(len(nodes), len(streams))):
             again = dict(zip(nodes, order, strict=False))

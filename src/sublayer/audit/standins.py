@@ -227,7 +227,15 @@ def patched(recorder: "Recorder") -> Iterator[None]:
         """`torch.autocast(x.device.type, enabled=False)` must not fail where x is on the meta device."""
         _AUTOCAST(context, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
 
+    def topk(tensor: Tensor, k: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if k is None:
+            _assume(recorder, "how many experts a token goes to is open in the config: taken to be 1")
+            k = 1
+        return _TOPK(tensor, k, *args, **kwargs)
+
     with (
+        mock.patch.object(torch, "topk", topk),
+        mock.patch.object(Tensor, "topk", topk),
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(Tensor, "numpy", numpy),
         mock.patch.object(Tensor, "__format__", formatted),
@@ -239,5 +247,6 @@ def patched(recorder: "Recorder") -> Iterator[None]:
 
 _TOLIST = Tensor.tolist
 _NUMPY = Tensor.numpy
+_TOPK = torch.topk
 _FORMAT = Tensor.__format__
 _AUTOCAST = torch.autocast.__init__
