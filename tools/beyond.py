@@ -24,12 +24,13 @@ from sublayer.audit.result import Audit, Stack
 Case = tuple[str, Callable[[], nn.Module]]
 
 FAMILIES = (
-    "vision_transformer deit beit eva cait vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam "
-    "naflexvit hiera hieradet_sam2 swin_transformer swin_transformer_v2 swin_transformer_v2_cr mvitv2 twins pit levit convit "
-    "crossvit coat volo visformer nest tnt gcvit davit xcit mlp_mixer tiny_vit vitamin maxxvit pvt_v2 metaformer sequencer "
-    "efficientformer efficientformer_v2 edgenext mobilevit nextvit repvit efficientvit_mit efficientvit_msra focalnet "
-    "swiftformer shvit rdnet csatv2 fasternet".split()
-)
+    "vision_transformer deit beit eva cait vision_transformer_hybrid vision_transformer_relpos "
+    "vision_transformer_sam naflexvit hiera hieradet_sam2 swin_transformer swin_transformer_v2 "
+    "swin_transformer_v2_cr mvitv2 twins pit levit convit crossvit coat volo visformer nest tnt gcvit davit "
+    "xcit mlp_mixer tiny_vit vitamin maxxvit pvt_v2 metaformer sequencer efficientformer efficientformer_v2 "
+    "edgenext mobilevit nextvit repvit efficientvit_mit efficientvit_msra focalnet swiftformer shvit rdnet "
+    "csatv2 fasternet"
+).split()
 TORCHVISION = ("vit_", "swin_", "maxvit_t")
 
 # x-transformers' options of Decoder; those of its wrapper and its other classes follow below.
@@ -37,7 +38,6 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"pre_norm": False},
     {"sandwich_norm": True},
-    {"resi_dual": True},
     {"use_rmsnorm": True},
     {"use_simple_rmsnorm": True},
     {"use_scalenorm": True},
@@ -60,7 +60,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"attn_one_kv_head": True},
     {"attn_kv_heads": 2},
     {"attn_flash": True},
-    {"attn_talking_heads": True},
+    {"attn_pre_talking_heads": True, "attn_post_talking_heads": True},
     {"attn_gate_values": True},
     {"attn_gate_value_heads": True},
     {"attn_on_attn": True},

@@ -71,6 +71,7 @@ class TestForms:
         wired(audit(encoder(form, depth, norm)), ENCODER[form["norm_first"]], depth, final)
         wired(audit(decoder(form, depth, norm)), DECODER[form["norm_first"]], depth, final)
 
+    @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
     def test_whole_transformer(self, form: dict[str, Any]) -> None:
         found = audit(nn.Transformer(64, 4, 2, 3, 128, **form))
         assert [stack.name for stack in found.stacks] == ["encoder", "decoder"]

@@ -67,7 +67,11 @@ class BranchReader:
         trailing: int | None = None  # where wiring began that nothing but wiring has followed
         while True:
             node = nodes[place]
-            if place in self.inputs or (branch.content and self.is_stream(place)) or node.kind in ("source", "embedding"):
+            if (
+                place in self.inputs
+                or (branch.content and self.is_stream(place))
+                or node.kind in ("source", "embedding")
+            ):
                 return self._incomplete(branch, place if trailing is None else trailing, linear, bent, mixes)
             following, within = self._step(node)
             part = [*within, place]
@@ -180,8 +184,12 @@ class BranchReader:
         source = self._chosen(branch, source)
         branch.content = sorted(set(branch.content))
         branch.source = self._projected(branch, source)
+        if branch.op == "attn" and any(self.flow.nodes[i].memory for i in branch.content):
+            raise Unread(f"{self.label(branch.content)} attends to the stream and to other data at once")
         if branch.op not in ("op", "dot", "moe") and self._skips(branch):
-            raise Unread(f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own")
+            raise Unread(
+                f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own"
+            )
         return branch
 
     def _chosen(self, branch: Branch, source: int) -> int:
@@ -196,10 +204,21 @@ class BranchReader:
         branch.content += within
         return node.top
 
+    def _is_added(self, place: int) -> bool:
+        """Whether a value is also a term of a sum on the stream: another sub-layer's result then."""
+        if self.flow.nodes[place].kind not in ("linear", "core", "route"):
+            return False
+        return any(self.is_stream(u) for u in self.flow.users[place])
+
     def _projected(self, branch: Branch, source: int) -> int:
         """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
         node, inside = self.flow.nodes[source], set(branch.content)
-        if branch.op not in ("attn", "mixer") or source in self.inputs or node.kind != "linear":
+        if branch.op not in ("attn", "mixer") or source in self.inputs:
+            return source
+        if node.kind == "pointwise" and len(node.inputs) == 1 and all(u in inside for u in self.flow.users[source]):
+            branch.content.insert(0, source)  # a clamp on what the projection gives
+            return self._projected(branch, node.inputs[0])
+        if node.kind != "linear":
             return source
         own = any(self.flow.nodes[i].kind == "linear" for i in self.flow.users[source] if i in inside)
         if own or any(u not in inside for u in self.flow.users[source]):
@@ -220,72 +239,6 @@ class BranchReader:
                 continue
             seen.add(i)
             stack += nodes[i].inputs
-        return False
-
-    def _in_sequence(self, content: list[int]) -> bool:
-        """Whether two linear maps follow one another among the nodes: a whole feed-forward network, gated at its end."""
-        linear = [i for i in content if self.flow.nodes[i].kind == "linear"]
-        return any(self._fed_by(i, set(content), frozenset(linear) - {i}) for i in linear)
-
-    def _goes_on(self, place: int) -> bool:
-        """Whether the first linear map of a feed-forward network is not its first: something non-linear of another
-        linear map comes before it."""
-        nodes = self.flow.nodes
-        while place not in self.inputs and nodes[place].kind == "pointwise" and len(nodes[place].inputs) == 1:
-            place = nodes[place].inputs[0]
-            if place not in self.inputs and nodes[place].kind == "linear":
-                return True
-        return False
-
-    def _finish(self, branch: Branch, source: int) -> Branch:
-        source = self._chosen(branch, source)
-        branch.content = sorted(set(branch.content))
-        branch.source = self._projected(branch, source)
-        if branch.op not in ("op", "dot", "moe") and self._skips(branch):
-            raise Unread(f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own")
-        return branch
-
-    def _chosen(self, branch: Branch, source: int) -> int:
-        """What an expert reads before it is given its share: tokens that a router weighed or picked."""
-        node = self.flow.nodes[source]
-        if branch.op != "ffn" or source in self.inputs or len(node.inputs) < 2 or node.kind in WIRING or node.top < 0:
-            return source
-        within = [*self.flow.between(node.top, source), source]
-        if not self.chooses(within):
-            return source
-        branch.op = "moe"
-        branch.content += within
-        return node.top
-
-    def _projected(self, branch: Branch, source: int) -> int:
-        """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
-        node, inside = self.flow.nodes[source], set(branch.content)
-        if branch.op not in ("attn", "mixer", "dot") or source in self.inputs or node.kind != "linear":
-            return source
-        own = any(self.flow.nodes[i].kind == "linear" for i in self.flow.users[source] if i in inside)
-        if own or any(u not in inside for u in self.flow.users[source]):
-            return source
-        branch.content.insert(0, source)
-        if branch.op != "attn":  # without its projections it looked like an attention that has none
-            branch.op = self.attention(branch.content) or branch.op
-        return node.inputs[0]
-
-    def _skips(self, branch: Branch) -> bool:
-        """Whether the source reaches the output by a product with a gate and through no weights: a gated skip."""
-        nodes, inside = self.flow.nodes, set(branch.content)
-        seen: set[tuple[int, bool]] = set()
-        stack = [(branch.output, False)]
-        while stack:
-            i, gated = stack.pop()
-            if i == branch.source:
-                if gated:
-                    return True
-                continue
-            node = nodes[i]
-            if i not in inside or (i, gated) in seen or node.kind in WEIGHTY or node.value.name == "_grouped_mm":
-                continue
-            seen.add((i, gated))
-            stack += [(j, gated or node.kind == "product") for j in node.inputs]
         return False
 
     def _incomplete(self, branch: Branch, place: int, linear: bool, bent: bool, mixes: bool) -> Branch:
@@ -363,7 +316,8 @@ class BranchReader:
         inside = set(content)
         products = frozenset(i for i in content if nodes[i].kind == "product")
         return any(
-            nodes[i].kind == "softmax" and any(self._fed_by(p, inside, frozenset({i})) for p in products) for i in content
+            nodes[i].kind == "softmax" and any(self._fed_by(p, inside, frozenset({i})) for p in products)
+            for i in content
         )
 
     def mixes(self, content: list[int]) -> tuple[str, ...]:

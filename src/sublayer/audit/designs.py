@@ -10,6 +10,7 @@ from sublayer.audit.stack import LayerReading, StackReading, only, template
 from sublayer.notation import Design, DesignError, Scalar, parse
 from sublayer.notation.scalar import ONE
 
+
 @dataclass
 class Written:
     """A stack in the notation.
@@ -56,7 +57,9 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
     if not reasons:
         design = _design(embed, _ranges(blocks, elsewhere), final)
         if design is None:
-            reasons.append(f"{len(_ranges(blocks, elsewhere))} runs of different layers are more than one design can hold")
+            reasons.append(
+                f"{len(_ranges(blocks, elsewhere))} runs of different layers are more than one design can hold"
+            )
     one = next((d for d in singles if d is not None), None)
     return Written(
         one.embed if one else embed,
@@ -109,9 +112,7 @@ def _ranges(blocks: list[str], elsewhere: Elsewhere | None) -> list[tuple[str, s
         return [("", blocks[0])]
     depth = len(blocks)
     others = {d: b for d, b in (elsewhere.bounds if elsewhere else {}).items() if len(b) == len(begins)}
-    ends = [
-        bound({depth: begins[j], **{d: b[j] for d, b in others.items()}}, depth) for j in range(1, len(begins))
-    ]
+    ends = [bound({depth: begins[j], **{d: b[j] for d, b in others.items()}}, depth) for j in range(1, len(begins))]
     limits = ["", *ends, ""]
     return [(f"[{a}:{b}]", blocks[i]) for i, a, b in zip(begins, limits[:-1], limits[1:], strict=True)]
 

@@ -37,14 +37,16 @@ class Facts:
             details = self._experts(branch) | {"shared_expert": shared}
         elif branch.op == "mixer":
             details = {"mixes": ", ".join(self.reader.mixes(branch.content))}
-        names = dict.fromkeys(n for i in branch.content for w in nodes[i].operands for n in self.flow.parameter_names(w))
+        names = dict.fromkeys(
+            n for i in branch.content for w in nodes[i].operands for n in self.flow.parameter_names(w)
+        )
         return BranchFacts(
             branch.op,
             label(self.flow, branch.content),
             details,
             tuple(names),
-            nodes[branch.source].width,
-            nodes[branch.output].width,
+            self._channels(branch.source) or nodes[branch.source].width,
+            self._channels(branch.output) or nodes[branch.output].width,
         )
 
     def _channels(self, node: int) -> int:
@@ -76,8 +78,7 @@ class Facts:
                     details["kv_heads"] = groups
             ends = [nodes[core].detail.get("q", -1), nodes[core].detail.get("k", -1)]
         elif first is not None:
-            left = next((a for a in nodes[first].value.args if isinstance(a, Value)), None)
-            head = left.shape[-1] if left is not None else 0
+            head = nodes[first].detail.get("inner", 0)
             shape = nodes[scores[-1]].value.shape if scores else nodes[first].value.shape
             heads = prod(shape[:-1]) // self.tokens if prod(shape[:-1]) % self.tokens == 0 else 0
             if heads and head:
@@ -104,25 +105,12 @@ class Facts:
         return found
 
     def _key_heads(self, place: int, inside: set[int], head: int) -> int:
-        """Heads of the keys at a node: the width of the linear map that makes them, over the width of a head."""
-        found: set[int] = set()
-        stack = [place]
-        while stack:
-            i = stack.pop()
-            if i < 0 or i not in inside:
-                continue
-            if self.flow.nodes[i].kind == "linear":
-                found.add(i)
-                continue
-            stack += self.flow.nodes[i].inputs
-        widths = [self._channels(i) for i in found]
-        parts = {self.flow.parameter_names(w) for i in found for w in self.flow.nodes[i].operands}
-        if len(widths) == 1 or (widths and len(parts) >= 1 and len(set(widths)) == 1):
-            width = max(widths)
-            # Rotary embeddings read the two halves of each key: halves of the width then.
-            whole = [n for n in (width, 2 * width) if n % head == 0]
-            return whole[0] // head if whole else 0
-        return max(widths, default=0) // head if widths and max(widths) % head == 0 else 0
+        """Heads of the keys at a node: numbers a token, before keys are repeated, over the width of a head."""
+        nodes = self.flow.nodes
+        while place >= 0 and nodes[place].kind == "sum" and len(nodes[place].inputs) == 1 and place in inside:
+            place = nodes[place].inputs[0]
+        channels = self._channels(place) if place >= 0 else 0
+        return channels // head if channels and channels % head == 0 else 0
 
     def _query_norm(self, branch: Branch, ends: list[int], head: int) -> str:
         nodes, inside = self.flow.nodes, set(branch.content)
@@ -137,7 +125,9 @@ class Facts:
             node = nodes[i]
             if node.kind == "norm":
                 unit = node.detail.get("norm") == "l2norm"
-                kind = "latent" if projected else "unit" if unit else "head" if node.detail.get("over") == head else "full"
+                kind = (
+                    "latent" if projected else "unit" if unit else "head" if node.detail.get("over") == head else "full"
+                )
                 found = kind if found in ("none", "latent", "unit") else found
             stack += [(j, projected or node.kind == "linear") for j in node.inputs]
         return found
@@ -146,16 +136,16 @@ class Facts:
         nodes = self.flow.nodes
         details: dict[str, Any] = {}
         if branch.hub >= 0:
-            width = nodes[branch.hub].width
-            reads = nodes[branch.source].width
+            width = self._channels(branch.hub) or nodes[branch.hub].width
+            reads = self._channels(branch.source) or nodes[branch.source].width
             details |= {"width": width, "ratio": round(width / reads, 4) if reads else None}
             inside = set(branch.content)
             before = [i for i in branch.content if i <= branch.hub]
             linear = [i for i in before if nodes[i].kind == "linear"]
             products = [i for i in before if nodes[i].kind == "product"]
             details["gated"] = len(linear) > 1 and bool(products)
-            names = [nodes[i].value.name for i in before if nodes[i].kind == "pointwise"]
-            details["activation"] = _activation(names)
+            bends = [nodes[i].value for i in before if nodes[i].kind in ("pointwise", "product")]
+            details["activation"] = _activation(bends)
             details["inner_norm"] = any(nodes[i].kind == "norm" for i in inside)
         return details
 
@@ -187,7 +177,7 @@ class Facts:
                     latest[nodes[i].inputs] = i  # with its gain and offset
             for i in latest.values():
                 place = f"inside {branch.op}"
-                if branch.op in ATTENTION and 0 <= branch.hub and i < branch.hub:
+                if branch.op in ATTENTION and branch.hub >= 0 and i < branch.hub:
                     place = "latent" if any(nodes[u].kind == "linear" for u in self.flow.users[i]) else "query or key"
                 found.append(self._norm(i, place))
         return tuple(found)
@@ -199,7 +189,12 @@ class Facts:
             return NormFacts("dyt", None, "gain+offset", where, label(self.flow, [index]), names)
         parts = [p for p in ("gain", "offset") if node.detail.get(p)]
         return NormFacts(
-            node.detail["norm"], node.detail.get("eps"), "+".join(parts) or "none", where, label(self.flow, [index]), names
+            node.detail["norm"],
+            node.detail.get("eps"),
+            "+".join(parts) or "none",
+            where,
+            label(self.flow, [index]),
+            names,
         )
 
     def _place(self, norm: int, reading: Reading) -> str:
@@ -234,17 +229,23 @@ class Facts:
             linear = [j for j in ordered if nodes[j].kind == "linear"]
             op = self.reader.attention(ordered) or ("ffn" if len(linear) > 1 else "")
             if op and linear:
-                names = dict.fromkeys(n for j in ordered for w in nodes[j].operands for n in self.flow.parameter_names(w))
+                names = dict.fromkeys(
+                    n for j in ordered for w in nodes[j].operands for n in self.flow.parameter_names(w)
+                )
                 found.append(BranchFacts(op, label(self.flow, ordered), {}, tuple(names)))
         return tuple(found)
 
 
-def _activation(names: list[str]) -> str | None:
-    for name in names:
-        plain = name.rstrip("_")
-        if plain in ("gelu", "relu", "silu", "sigmoid", "mish", "softplus", "elu", "hardswish", "leaky_relu", "relu6"):
-            return plain
-    return "gelu (tanh)" if "tanh" in names else "gelu (erf)" if "erf" in names else None
+def _activation(values: list[Value]) -> str | None:
+    names = [v.name.rstrip("_") for v in values]
+    for value, name in zip(values, names, strict=True):
+        if name == "relu" and ("pow" in names or "square" in names):
+            return "relu squared"
+        if name == "gelu" and value.kwargs.get("approximate") == "tanh":
+            return "gelu (tanh)"
+        if name in ("gelu", "relu", "silu", "sigmoid", "mish", "softplus", "elu", "hardswish", "leaky_relu", "relu6"):
+            return name
+    return "gelu (tanh)" if "tanh" in names else "gelu" if "erf" in names else None
 
 
 def living(tape: Tape) -> set[int]:

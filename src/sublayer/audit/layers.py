@@ -368,9 +368,7 @@ def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tupl
         later[element.rpartition(".")[0]] = position
     for position, (frame, element) in enumerate(candidates):
         owner = element.rpartition(".")[0]
-        joins = bool(groups) and (
-            owner in owners[-1] or any(later[o] > position for o in owners[-1])
-        )
+        joins = bool(groups) and (owner in owners[-1] or any(later[o] > position for o in owners[-1]))
         if joins:
             groups[-1].append((frame, element))
             owners[-1].add(owner)

@@ -27,7 +27,13 @@ def native(flow: "Flow", value: Value) -> dict[str, Any] | None:
     if value.name in ("native_layer_norm", "layer_norm"):
         weight, bias = args[2] if len(args) > 2 else None, args[3] if len(args) > 3 else None
         eps = args[4] if len(args) > 4 else 1e-5
-        return {"norm": "layernorm", "eps": eps, "gain": weight is not None, "offset": bias is not None, "over": args[1][-1]}
+        return {
+            "norm": "layernorm",
+            "eps": eps,
+            "gain": weight is not None,
+            "offset": bias is not None,
+            "over": args[1][-1],
+        }
     if value.name in ("_fused_rms_norm", "rms_norm"):
         weight, eps = args[2] if len(args) > 2 else None, args[3] if len(args) > 3 else None
         eps = eps if eps is not None else torch.finfo(value.dtype).eps
@@ -163,6 +169,9 @@ def _measure(flow: "Flow", start: Value, end: Value) -> dict[str, Any] | None:
     size = plain.abs().mean()
     if not bool(size > 0) or float((plain - scaled).abs().mean() / size) > 1e-2:
         return None
+    mirrored = run(-10 * data)
+    if mirrored is None or float((plain + mirrored).abs().mean() / size) > 1e-2:
+        return None  # shares of a sum keep their sign: weights of experts, not a norm
     axis, over = _axis(run, data, plain)
     if axis is None:
         return None
@@ -176,8 +185,13 @@ def _measure(flow: "Flow", start: Value, end: Value) -> dict[str, Any] | None:
         kind = "l2norm"
     else:
         return None
-    return {"norm": kind, "eps": _eps(run, data, axis, centred) if kind != "l2norm" else None, "gain": False, "offset": False,
-            "over": over}
+    return {
+        "norm": kind,
+        "eps": _eps(run, data, axis, centred) if kind != "l2norm" else None,
+        "gain": False,
+        "offset": False,
+        "over": over,
+    }
 
 
 def _axis(run: Any, data: Tensor, plain: Tensor) -> tuple[int | None, int]:

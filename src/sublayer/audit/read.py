@@ -75,7 +75,13 @@ def _run(target: Target) -> tuple[Tape | None, Inputs | None, list[tuple[Inputs,
 
 def _why(target: Target, errors: list[Exception]) -> str:
     last = str(errors[-1]).strip().splitlines() if errors else []
-    said = f"{type(errors[-1]).__name__}: {last[0][:200]}" if last else type(errors[-1]).__name__ if errors else "no inputs"
+    said = (
+        f"{type(errors[-1]).__name__}: {last[0][:200]}"
+        if last
+        else type(errors[-1]).__name__
+        if errors
+        else "no inputs"
+    )
     return (
         f"an audit runs the model once on the meta device, and {target.name} ran with none of the {len(errors)} inputs "
         f"that were tried ({said}): give inputs=, the arguments of one forward call"
@@ -241,7 +247,9 @@ def _stack(one: Found, other: Elsewhere | None, alive: set[int], tape: Tape) -> 
     owners: dict[tuple[str, ...], int] = {}
     for i, layer in enumerate(reading.layers):
         layers.append(_layer(i, layer.reading, layer.unknown, layer.layer, written, facts, needed, owners))
-    kinds = Counter(n.kind for layer in layers for n in layer.norms if n.where.startswith(("input", "output", "stream")))
+    kinds = Counter(
+        n.kind for layer in layers for n in layer.norms if n.where.startswith(("input", "output", "stream"))
+    )
     notes = list(reading.remarks) + (_remarks(reading.final) if reading.final else [])
     return Stack(
         one.name,
@@ -290,4 +298,3 @@ def _layer(
         shares if shares != index else None,
         tuple(_remarks(reading)),
     )
-

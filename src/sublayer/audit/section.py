@@ -211,7 +211,16 @@ class SectionReader:
         node = self.flow.nodes[place]
         if node.kind == "join":
             return self._is_concatenation(node)
-        return node.kind == "sum" and len(node.inputs) > 1 and node.width == self.width and self.is_residual(node)
+        if node.kind != "sum" or len(node.inputs) < 2 or not self.is_residual(node):
+            return False
+        # A bottleneck has a stream of its own; a mean that is subtracted, or a shift in time, makes none.
+        return node.width == self.width or self._adds_weights(node)
+
+    def _adds_weights(self, node: Node) -> bool:
+        nodes = self.flow.nodes
+        if node.top < 0 or node.top not in node.inputs:
+            return False
+        return any(nodes[i].kind in ("linear", "core", "matmul") for i in self.flow.between(node.top, node.index))
 
     def _is_concatenation(self, node: Node) -> bool:
         """Whether a node puts values of the stream side by side, channel by channel."""
@@ -232,7 +241,9 @@ class SectionReader:
         # What the terms share must be whole values, not the inside of a sub-layer such as a router's choice.
         read = set().union(*parts) | {node.index}
         edge = {i for i in shared if any(u in read and u not in shared for u in self.flow.users[i])}
-        return all(nodes[i].width == self.width and nodes[i].kind in (*WIRING, "linear", "core", "matmul") for i in edge)
+        return all(
+            nodes[i].width == self.width and nodes[i].kind in (*WIRING, "linear", "core", "matmul") for i in edge
+        )
 
     def _above(self, place: int, top: int) -> set[int]:
         seen: set[int] = set()

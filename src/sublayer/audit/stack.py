@@ -152,7 +152,7 @@ class StackReader:
         # Streams that start as one value are one value at the first boundary.
         streams = {n for later in names[1:-1] for n in later.values()}
         start = next(i for i, n in names[0].items() if n == "x")
-        also = {n: start for n in sorted(streams - set(names[0].values()))}
+        also = dict.fromkeys(sorted(streams - set(names[0].values())), start)
         root, embed, remarks = self._embed(names[0], width, also)
         final = self._final(names[-1], width)
         return StackReading(self.run, self.flow, found, embed, final, width, root, names, remarks)
@@ -265,7 +265,9 @@ class StackReader:
             return LayerReading(layer, None, str(reason), before)
         return LayerReading(layer, reading, "", before)
 
-    def _section(self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None) -> Reading:
+    def _section(
+        self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None
+    ) -> Reading:
         """Statements from the values named ``before`` to those named ``after``; ``also`` holds more names of values."""
         reader = SectionReader(self.flow, before, width, self.length, self.plain)
         reader.ends({name: node for node, name in after.items()} | (also or {}))

@@ -28,7 +28,20 @@ class Value:
         real: the tensor itself, of a leaf whose numbers are known.
     """
 
-    __slots__ = ("_sources", "args", "dtype", "frame", "func", "index", "kind", "kwargs", "name", "output", "real", "shape")
+    __slots__ = (
+        "_sources",
+        "args",
+        "dtype",
+        "frame",
+        "func",
+        "index",
+        "kind",
+        "kwargs",
+        "name",
+        "output",
+        "real",
+        "shape",
+    )
 
     def __init__(
         self,

@@ -246,7 +246,14 @@ def trace(module: nn.Module, inputs: Inputs) -> Tape:
             tape.inputs[name] = recorder.leaf(given, "input", name)
     meta = [recorder.twin(a) if isinstance(a, Tensor) else a for a in inputs.args]
     meta_kwargs = {k: recorder.twin(a) if isinstance(a, Tensor) else a for k, a in inputs.kwargs.items()}
-    with undisturbed(module), _plain(module), standins.patched(recorder), whole_attention(recorder), recorder.frames(module), recorder:
+    with (
+        undisturbed(module),
+        _plain(module),
+        standins.patched(recorder),
+        whole_attention(recorder),
+        recorder.frames(module),
+        recorder,
+    ):
         result = module(*meta, **meta_kwargs)
     _collect(tape, recorder, "", result, set())
     return tape

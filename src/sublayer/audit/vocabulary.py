@@ -13,7 +13,6 @@ Kinds of nodes:
     softmax, reduce, route, shift, slice, join, pick, scan, pointwise, opaque
 """
 
-
 from sublayer.audit.tape import ALIAS
 
 
