@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,10 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def timm_models() -> Iterator[Case]:
-    import timm
-    from timm.models import _registry
-
+    timm, registry = import_module("timm"), import_module("timm.models._registry")
     listed: dict[str, list[str]] = {}
     for name in timm.list_models():
-        listed.setdefault(_registry._model_to_module[name], []).append(name)
+        listed.setdefault(registry._model_to_module[name], []).append(name)
     for family in FAMILIES:
         names = listed.get(family, [])
         for size in ("base_patch16_224", "base", "small", "tiny", ""):
@@ -105,16 +104,14 @@ def timm_models() -> Iterator[Case]:
 
 
 def torchvision_models() -> Iterator[Case]:
-    from torchvision import models
-
+    models = import_module("torchvision.models")
     for name in models.list_models(module=models):
         if name.startswith(TORCHVISION) and not name.endswith("weights"):
             yield name, lambda name=name: models.get_model(name, weights=None)  # type: ignore[misc]
 
 
 def x_transformers() -> Iterator[Case]:
-    import x_transformers as x
-
+    x = import_module("x_transformers")
     size: dict[str, Any] = {"dim": 64, "depth": 4, "heads": 4}
 
     def decoder(options: dict[str, Any]) -> nn.Module:

@@ -45,7 +45,7 @@ def build(design: str) -> SublayerForCausalLM:
 
 
 def is_alive(design: sl.Design) -> bool:
-    """Whether the result depends on the stream at every boundary between layers."""
+    """Whether the result depends on x at every boundary between layers, and on all streams at the first."""
     needed = {"x", *design.section("final").inputs}
     for layer in reversed(range(DEPTH)):
         section = design.layer(layer, DEPTH)
@@ -56,7 +56,7 @@ def is_alive(design: sl.Design) -> bool:
         needed = reads
         if "x" not in needed:
             return False
-    return True
+    return needed >= set(design.streams)
 
 
 def main() -> None:

@@ -193,6 +193,30 @@ class EinsumAttention(nn.Module):
         return self.to_out(torch.einsum("bhij,bhjd->bhid", attn, v).transpose(1, 2).reshape(b, t, c))
 
 
+class UnboundAttention(EinsumAttention):
+    """timm's: the same cut, and the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.to_qkv(x).reshape(b, t, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, c))
+
+
+class CosineAttention(EinsumAttention):
+    """Swin v2's: queries and keys of length one, a learned scale, a mask that is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((HEADS, 1, 1), 2.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.to_qkv(x).reshape(b, t, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4)
+        mask = torch.full((t, t), -100.0, device=x.device).triu(1)
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.logit_scale.exp() + mask
+        return self.to_out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, c))
+
+
 class RotaryAttention(nn.Module):
     """Llama's: rotary positions, two heads of keys for four of queries."""
 

@@ -32,6 +32,8 @@ ATTENTIONS = (
     plain.MinGPTAttention,
     plain.NanoGPTAttention,
     plain.EinsumAttention,
+    plain.UnboundAttention,
+    plain.CosineAttention,
     plain.RotaryAttention,
 )
 MLPS = (plain.MLP, plain.MinGPTMLP, plain.SwiGLU, plain.ChunkedGLU, plain.SquaredReLU)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sublayer.audit.flow import Flow, Node
 
+WEIGHTLESS = "weightless"  # attention of something with itself, until it is known whether a projection came before
 WIRING = frozenset({"norm", "factor", "sum", "stop", "masked"})
 CHOOSES = frozenset({"topk", "argmax", "_grouped_mm", "kthvalue", "multinomial"})
 WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "embedding", "pick", "softmax", "reduce", "scan", "route"})
@@ -67,11 +68,8 @@ class BranchReader:
         trailing: int | None = None  # where wiring began that nothing but wiring has followed
         while True:
             node = nodes[place]
-            if (
-                place in self.inputs
-                or (branch.content and self.is_stream(place))
-                or node.kind in ("source", "embedding")
-            ):
+            ends = place in self.inputs or node.kind in ("source", "embedding")
+            if ends or (branch.content and (self.is_stream(place) or self._is_added(place))):
                 return self._incomplete(branch, place if trailing is None else trailing, linear, bent, mixes)
             following, within = self._step(node)
             part = [*within, place]
@@ -184,6 +182,9 @@ class BranchReader:
         source = self._chosen(branch, source)
         branch.content = sorted(set(branch.content))
         branch.source = self._projected(branch, source)
+        if branch.op == WEIGHTLESS or (branch.op == "dot" and branch.source != source):
+            # Queries, keys and values may be cut from one projection that came before something else, such as a clamp.
+            branch.op = "attn" if branch.source != source else "mixer"
         if branch.op == "attn" and any(self.flow.nodes[i].memory for i in branch.content):
             raise Unread(f"{self.label(branch.content)} attends to the stream and to other data at once")
         if branch.op not in ("op", "dot", "moe") and self._skips(branch):
@@ -206,14 +207,14 @@ class BranchReader:
 
     def _is_added(self, place: int) -> bool:
         """Whether a value is also a term of a sum on the stream: another sub-layer's result then."""
-        if self.flow.nodes[place].kind not in ("linear", "core", "route"):
+        if self.flow.nodes[place].kind in ("masked", "slice", "stop", "factor"):
             return False
         return any(self.is_stream(u) for u in self.flow.users[place])
 
     def _projected(self, branch: Branch, source: int) -> int:
         """What a sub-layer reads whose parts are cut from one linear map: the map is its own."""
         node, inside = self.flow.nodes[source], set(branch.content)
-        if branch.op not in ("attn", "mixer") or source in self.inputs:
+        if branch.op not in ("attn", "mixer", "dot", WEIGHTLESS) or source in self.inputs:
             return source
         if node.kind == "pointwise" and len(node.inputs) == 1 and all(u in inside for u in self.flow.users[source]):
             branch.content.insert(0, source)  # a clamp on what the projection gives
@@ -229,6 +230,8 @@ class BranchReader:
     def _skips(self, branch: Branch) -> bool:
         """Whether the source reaches the output by a way that passes no weights: a skip inside, or a gated one."""
         nodes, inside = self.flow.nodes, set(branch.content)
+        if not any(nodes[i].kind in WEIGHTY for i in inside):
+            return False  # it only moves things: a shift of tokens, a cyclic roll of windows
         seen: set[int] = set()
         stack = [branch.output]
         while stack:
@@ -277,7 +280,7 @@ class BranchReader:
         if any(nodes[i].memory for i in products + cores):
             return "cross"
         if not any(nodes[i].kind in ("linear", "conv") for i in content):
-            return "dot" if self._is_plain(content, cores) else "mixer"
+            return "dot" if self._is_plain(content, cores) else WEIGHTLESS
         return "attn"
 
     def _is_plain(self, content: list[int], cores: list[int]) -> bool:

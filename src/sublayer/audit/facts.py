@@ -173,7 +173,8 @@ class Facts:
         for branch in reading.branches:
             latest: dict[tuple[int, ...], int] = {}
             for i in branch.content:
-                if nodes[i].kind == "norm":
+                if nodes[i].kind == "norm" and not (branch.op == "moe" and not nodes[i].operands):
+                    # (A mixture's unweighted norm is that of its router's choice.)
                     latest[nodes[i].inputs] = i  # with its gain and offset
             for i in latest.values():
                 place = f"inside {branch.op}"

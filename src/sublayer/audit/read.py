@@ -130,7 +130,7 @@ def _stacks(tape: Tape, flows: list[Flow], output: Value, plain: str) -> list[Fo
             found.append(Found(name, run, None, "nothing that it computes reaches the output"))
             continue
         try:
-            reader = StackReader(flow, run, end, plain or plain_norm(flow, run), _length(tape, flow))
+            reader = StackReader(flow, run, end, plain or plain_norm(flow, run), _length(tape, flow), run is everything[-1] or flow is not last)
             found.append(Found(name, run, reader.read()))
         except Unread as reason:
             found.append(Found(name, run, None, str(reason)))

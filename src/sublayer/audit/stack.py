@@ -1,5 +1,6 @@
 """One stack of layers read into equations: the streams that pass from layer to layer, embed, final, and every layer."""
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -101,8 +102,9 @@ class StackReader:
         plain: the norm that the notation's ``norm`` stands for.
     """
 
-    def __init__(self, flow: Flow, run: Run, output: Value, plain: str, length: int) -> None:
+    def __init__(self, flow: Flow, run: Run, output: Value, plain: str, length: int, last: bool = True) -> None:
         self.flow, self.run, self.plain, self.length = flow, run, plain, length
+        self.last = last  # whether no other stack follows
         self.output = flow.of[output.index]
         self.needed = self._ancestors(self.output)
         self.bounds = [(layer.start, layer.stop) for layer in run.layers]
@@ -144,18 +146,32 @@ class StackReader:
             raise Unread("no data passes from layer to layer")
         if max(counts) > MOST_STREAMS:
             raise Unread(f"{max(counts)} separate values pass from layer to layer: more than a carried stream or two")
+        self._check_lanes(crossings)
         names = self._names(crossings)
         width = self.flow.nodes[next(i for i, n in names[0].items() if n == "x")].width
         found = [self._layer(layer, names[k], names[k + 1], width) for k, layer in enumerate(layers)]
         self._rename_last(found, names, width)
         self._patterns(found, names)
         # Streams that start as one value are one value at the first boundary.
-        streams = {n for later in names[1:-1] for n in later.values()}
+        streams = {n for later in names[1:] for n in later.values()}
         start = next(i for i, n in names[0].items() if n == "x")
         also = dict.fromkeys(sorted(streams - set(names[0].values())), start)
         root, embed, remarks = self._embed(names[0], width, also)
         final = self._final(names[-1], width)
         return StackReading(self.run, self.flow, found, embed, final, width, root, names, remarks)
+
+    def _check_lanes(self, crossings: list[list[int]]) -> None:
+        """A stream of several lanes (hyper-connections) has more numbers a token than channels."""
+        rows, length = self.flow.tokens
+        for i in {i for crossing in crossings for i in crossing}:
+            value = self.flow.nodes[i].value
+            numbers = math.prod(value.shape)
+            channels = numbers // (rows * length) if length and numbers % (rows * length) == 0 else 0
+            if len(value.shape) > 3 and channels > value.shape[-1] and channels % value.shape[-1] == 0 and length > 1:
+                raise Unread(
+                    f"the stream has {channels // value.shape[-1]} lanes of {value.shape[-1]} channels that are mixed "
+                    "between sub-layers, as with hyper-connections"
+                )
 
     def _reads(self, layer: Layer) -> set[int]:
         return {
@@ -263,7 +279,17 @@ class StackReader:
             reading = self._section(before, after, width)
         except Unread as reason:
             return LayerReading(layer, None, str(reason), before)
+        if not reading.branches and self._works(layer):
+            return LayerReading(layer, None, "what it computes does not reach what it hands on as a term of a sum", before)
         return LayerReading(layer, reading, "", before)
+
+    def _works(self, layer: Layer) -> bool:
+        """Whether matrices or attention of a layer take part in the result."""
+        nodes = self.flow.nodes
+        return any(
+            nodes[i].kind in ("linear", "core", "matmul") and layer.start <= nodes[i].value.index < layer.stop
+            for i in self.needed
+        )
 
     def _section(
         self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None
@@ -307,7 +333,7 @@ class StackReader:
 
     def _final(self, last: dict[int, str], width: int) -> Reading | None:
         """What happens to the stream after the last layer and before the head."""
-        end = self._head()
+        end = self._head() if self.last else None
         if end is not None and end not in last:
             try:
                 reading = self._section(last, {end: "x"}, width)

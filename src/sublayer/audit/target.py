@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -163,7 +164,7 @@ def build(config: Any, model_class: Any = None) -> nn.Module:
         if getattr(part, "use_cache", False) is True:
             part.use_cache = False  # not every forward has an argument for it
     try:
-        with torch.device("meta"), no_init_weights(), quiet():
+        with torch.device("meta"), _numbers_kept(), no_init_weights(), quiet():
             module = model_class._from_config(config, attn_implementation=None, experts_implementation="batched_mm")
     except Exception as error:  # configs are data: whatever a model's constructor raises is the config's fault here
         raise AuditError(
@@ -188,6 +189,20 @@ def _part_for(config: Any, model_class: Any) -> Any:
             if isinstance(inner, wanted):
                 return inner
     return config
+
+
+@contextlib.contextmanager
+def _numbers_kept() -> Iterator[None]:
+    """Single numbers that a constructor makes (a scale of the embedding) stay numbers: on the meta device they are lost."""
+    made = torch.tensor
+
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(data, int | float) and "device" not in kwargs:
+            kwargs["device"] = "cpu"
+        return made(data, *args, **kwargs)
+
+    with mock.patch.object(torch, "tensor", tensor):
+        yield
 
 
 def _class_of(config: Any) -> Any:
