@@ -8,6 +8,7 @@ from sublayer.audit.stack import StackReading
 Factors = dict[str, dict[tuple[int, int], tuple[float, ...]]]  # template -> (layer, depth) -> factors
 
 MOST_RUNS = 4  # ranges of a design whose bounds are worth a look at other depths
+SHALLOW = 16
 DEEP = 100  # a depth at which a whole percentage is a whole number of layers
 
 
@@ -48,7 +49,10 @@ def other_depths(stacks: Sequence[StackReading]) -> Callable[[Mapping[int, list[
     def following(seen: Mapping[int, list[int]]) -> list[int]:
         """The next depths, given the bounds of the main stack at those seen so far."""
         if len(seen) == 1:
-            return [depth + 1, depth + 3] if factors and not ranges else [2 * depth, *([depth + 1] if factors else [])]
+            if factors and not ranges:
+                return [depth + 1, depth + 3]
+            # A shallower model is cheaper, unless there is little room for ranges in it.
+            return [depth // 2 if depth > SHALLOW else 2 * depth, *([depth + 1] if factors else [])]
         bounds = [seen[d] for d in sorted(seen)]
         same = len({len(b) for b in bounds}) == 1
         moved = same and ranges and not all(_fixed(seen, j) for j in range(1, len(bounds[0])))

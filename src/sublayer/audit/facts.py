@@ -215,7 +215,7 @@ class Facts:
     def dropped(self, start: int, stop: int, useful: set[int]) -> tuple[BranchFacts, ...]:
         """Sub-layers of an interval of the tape that reach no output."""
         nodes, found = self.flow.nodes, []
-        vain = [n.index for n in nodes if start <= n.value.index < stop and n.index not in useful]
+        vain = [i for i in self.flow.made_between(start, stop) if i not in useful]
         inside = set(vain)
         for i in vain:
             if any(u in inside for u in self.flow.users[i]):

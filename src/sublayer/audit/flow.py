@@ -4,6 +4,7 @@ A node stands for one value of the data that flows from an input to the output. 
 place in memory make no node. What is computed from weights, masks and constants alone is no node either: it is an operand.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from sublayer.audit import vocabulary as words
 from sublayer.audit.meaning import BUILDERS, LIVE, MEMORY, SIDE, WEIGHT, other
 from sublayer.audit.tape import Replay, Tape, Value
+
+
+MOST_NAMES = 64  # parameters of one operand: more is a stack of experts, which no label needs in full
 
 
 @dataclass
@@ -98,6 +102,15 @@ class Flow:
         """Whether a value is computed from weights and nothing that comes in."""
         return self.kinds[value.index] & (LIVE | MEMORY | SIDE | WEIGHT) == WEIGHT
 
+    def made_between(self, start: int, stop: int) -> range:
+        """The nodes that were made as values ``start`` up to ``stop`` of the tape."""
+        places = range(len(self.nodes))
+        return places[
+            bisect_left(places, start, key=lambda i: self.nodes[i].value.index) : bisect_left(
+                places, stop, key=lambda i: self.nodes[i].value.index
+            )
+        ]
+
     def number(self, value: Any) -> float | None:
         """The one number that an operand is, if it is known."""
         if isinstance(value, bool | int | float):
@@ -118,8 +131,11 @@ class Flow:
         if found is None:
             if value.kind in ("parameter", "buffer"):
                 found = (value.name,)
+            elif len(value.sources) == 1:
+                found = self.parameter_names(value.sources[0])
             else:
-                found = tuple(dict.fromkeys(n for s in value.sources for n in self.parameter_names(s)))
+                names = dict.fromkeys(n for s in value.sources for n in self.parameter_names(s))
+                found = tuple(names)[:MOST_NAMES]
             self._names[value.index] = found
         return found
 

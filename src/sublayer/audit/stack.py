@@ -174,12 +174,8 @@ class StackReader:
                 )
 
     def _reads(self, layer: Layer) -> set[int]:
-        return {
-            i
-            for n in self.needed
-            if layer.start <= self.flow.nodes[n].value.index < layer.stop
-            for i in self.flow.nodes[n].inputs
-        }
+        made = self.flow.made_between(layer.start, layer.stop)
+        return {i for n in made if n in self.needed for i in self.flow.nodes[n].inputs}
 
     # --- streams --------------------------------------------------------------------------------------------------
 
@@ -285,11 +281,8 @@ class StackReader:
 
     def _works(self, layer: Layer) -> bool:
         """Whether matrices or attention of a layer take part in the result."""
-        nodes = self.flow.nodes
-        return any(
-            nodes[i].kind in ("linear", "core", "matmul") and layer.start <= nodes[i].value.index < layer.stop
-            for i in self.needed
-        )
+        made = self.flow.made_between(layer.start, layer.stop)
+        return any(i in self.needed and self.flow.nodes[i].kind in ("linear", "core", "matmul") for i in made)
 
     def _section(
         self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None
