@@ -20,7 +20,7 @@ STAMP := $(VENV)/.stamp
 CODE := src tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme images atlas counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts readme images atlas keystone counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ images: $(STAMP)  ## draw the pictures of the documents again
 # One worker unless JOBS says more: a large model takes a gigabyte. What was read is kept in build/atlas, for the next run.
 atlas: $(STAMP)  ## audit every text model of transformers, write docs/atlas, print the figures
 	$(BIN)/python tools/atlas --jobs $(if $(filter logical,$(JOBS)),1,$(JOBS)) $(ARGS)
+
+keystone: $(STAMP)  ## build a thousand random designs and read each back
+	PYTHONPATH=. $(BIN)/python tools/keystone.py --count 1000 $(ARGS)
 
 counts: $(STAMP)  ## lines and files of each package
 	$(BIN)/python tools/counts.py

@@ -164,7 +164,7 @@ class BranchReader:
         return found
 
     def _in_sequence(self, content: list[int]) -> bool:
-        """Whether two linear maps follow one another among the nodes: a whole feed-forward network, gated at its end."""
+        """Whether two linear maps follow one another: a whole feed-forward network, gated at its end."""
         linear = [i for i in content if self.flow.nodes[i].kind == "linear"]
         return any(self._fed_by(i, set(content), frozenset(linear) - {i}) for i in linear)
 
@@ -284,7 +284,7 @@ class BranchReader:
         return "attn"
 
     def _is_plain(self, content: list[int], cores: list[int]) -> bool:
-        """Whether an attention without weights is softmax of x x^T, unscaled, over what came before: the notation's dot."""
+        """Whether an attention without weights is the notation's dot: softmax of x x^T, unscaled, over what came before."""
         nodes = self.flow.nodes
         scaled = 1.0
         for i in content:
@@ -329,6 +329,9 @@ class BranchReader:
         ways = [MIXES[nodes[i].kind] for i in content if nodes[i].kind in MIXES]
         for i in content:
             node = nodes[i]
+            if node.kind == "linear" and node.detail.get("inner") == self.length > 1:
+                if nodes[node.inputs[0]].width != self.length:
+                    ways.append("matrix over positions")  # the axes were swapped before it
             if node.kind == "slice" and len(node.inputs) == 1:
                 shape, axis = nodes[node.inputs[0]].value.shape, node.detail.get("axis", -1)
                 if 0 <= axis < len(shape) - 1 and shape[axis] == self.length:

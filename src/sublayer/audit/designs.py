@@ -74,8 +74,8 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
 def _complete(stack: StackReading, blocks: list[str], scalars: Mapping[str, list[Scalar | None]]) -> None:
     """Give the first and the last layer all streams.
 
-    At the first boundary two streams may still be one value, and after the last layer one may be read by nothing. Such a
-    layer is written as its neighbour is where the two compute the same, seen through what is known there.
+    At the first boundary two streams may still be one value, and after the last layer one may be read by nothing.
+    Such a layer is written as its neighbour is where the two compute the same, seen through what is known there.
     """
     names = [set(boundary.values()) for boundary in stack.names]
     everything = set().union(*names[1:-1]) if len(names) > 2 else set()

@@ -1,4 +1,4 @@
-"""What the equation does not say: heads, widths, gates, norms and their places, parameters, what is computed in vain."""
+"""What the equation does not say: heads, widths, gates, norms and their places, what is computed in vain."""
 
 from math import prod
 from typing import Any

@@ -1,7 +1,8 @@
 """From a tape of ATen calls to a graph of what they mean: linear maps, norms, sums, products, attention.
 
-A node stands for one value of the data that flows from an input to the output. Calls that only change its shape, type or
-place in memory make no node. What is computed from weights, masks and constants alone is no node either: it is an operand.
+A node stands for one value of the data that flows from an input to the output. Calls that only change its shape, type
+or place in memory make no node. What is computed from weights, masks and constants alone is no node either: it is an
+operand.
 """
 
 from bisect import bisect_left
@@ -13,7 +14,6 @@ import torch
 from sublayer.audit import vocabulary as words
 from sublayer.audit.meaning import BUILDERS, LIVE, MEMORY, SIDE, WEIGHT, other
 from sublayer.audit.tape import Replay, Tape, Value
-
 
 MOST_NAMES = 64  # parameters of one operand: more is a stack of experts, which no label needs in full
 

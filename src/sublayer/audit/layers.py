@@ -1,9 +1,10 @@
 """Where the layers of a model are: from the calls of modules to intervals of the tape.
 
 A layer is a call that repeats: an element of a list of modules, or one of several sibling calls of one class, with
-matrices inside. Where the elements are no more than parts of a layer (a list of attentions beside a list of feed-forward
-networks, with the additions between them), a layer goes from one element of the first list to the next. Where elements
-take turns and hold one sub-layer each, a layer is one turn of all. Where no call repeats, the sums on the stream do.
+matrices inside. Where the elements are no more than parts of a layer (a list of attentions beside a list of
+feed-forward networks, with the additions between them), a layer goes from one element of the first list to the next.
+Where elements take turns and hold one sub-layer each, a layer is one turn of all. Where no call repeats, the sums on
+the stream do.
 
 Between the calls a layer begins where the fewest values pass: after a sum and what follows it alone.
 """
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from sublayer.audit import vocabulary as words
 from sublayer.audit.flow import Flow
@@ -86,8 +87,10 @@ class Frames:
 
     @cached_property
     def repeated(self) -> frozenset[tuple[str, str]]:
-        """Lists and classes of which some element does work, or, where no call of a list does, has parts and data passes
-        it: a layer that only scales and norms is a layer like its neighbours."""
+        """Lists and classes of which some element does work, or, where none does, has parts and passes data on.
+
+        A layer that only scales and norms is a layer like its neighbours.
+        """
         works: set[tuple[str, str]] = set()
         passes: set[tuple[str, str]] = set()
         for frame in self.tape.frames[1:]:
@@ -104,7 +107,7 @@ class Frames:
         adding = {(e.rpartition(".")[0], self.tape.frames[f].kind) for f, e in group if self.sums[f]}
         if adding:
             return all((e.rpartition(".")[0], self.tape.frames[f].kind) in adding for f, e in group)
-        between = [range(self.last[a] + 1, self.first[b]) for (a, _), (b, _) in zip(group, group[1:], strict=False)]
+        between = [range(self.last[a] + 1, self.first[b]) for (a, _), (b, _) in pairwise(group)]
         return not any(f.is_live(self.tape.values[i]) for places in between for i in places for f in self.flows)
 
     def _made(self, frame: int) -> list[Value]:
@@ -144,8 +147,10 @@ class Frames:
         return False
 
     def element(self, frame: Frame) -> str:
-        """The path of the outermost list element, below the calling module, that a call belongs to; empty if there is
-        none. The element itself need not be called: a list of lists is not, nor is one whose forward is called by hand."""
+        """The path of the outermost list element, below the calling module, that a call belongs to; empty if none.
+
+        The element itself need not be called: a list of lists is not, nor is one whose forward is called by hand.
+        """
         above = self.tape.frames[frame.parent].path
         parts = frame.path.split(".")
         known = len(above.split(".")) if above and frame.path.startswith(above + ".") else 0
@@ -270,7 +275,7 @@ def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
         framed = frames.whole(group)
         passing = Passing(tape, frames.stream(group))
         layers = _merged(group, frames, framed)
-        for one, after in zip(layers, layers[1:], strict=False):
+        for one, after in pairwise(layers):
             one.stop = after.start
         if framed:
             _join(layers, frames, passing)
@@ -288,7 +293,7 @@ def _bound(layers: list[Layer], ends: Sequence[int], begin: int, passing: Passin
     """Let layers that are made of parts begin where the fewest values pass; ``ends`` are those of their last parts."""
     for layer, before in zip(layers, (begin, *ends), strict=False):
         layer.start = passing.fewest(before, layer.start, last=True)
-    for one, after in zip(layers, layers[1:], strict=False):
+    for one, after in pairwise(layers):
         one.stop = after.start
     size = len(passing.count) - 2
     if len(layers) > 1:

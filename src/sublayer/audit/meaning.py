@@ -15,6 +15,7 @@ LIVE, MEMORY, WEIGHT, SIDE = 1, 2, 4, 8  # what a value descends from: the data,
 
 
 def other(flow: "Flow", value: Value, live: list[Value], kind: str) -> None:
+    """A call without a meaning of its own: taken by its shapes."""
     inputs = tuple(dict.fromkeys(flow.of[s.index] for s in live))
     if not kind or kind in ("add", "mul", "div"):
         elementwise = value.shape == live[0].shape or len(value.shape) >= len(live[0].shape)
@@ -121,6 +122,7 @@ def offset(flow: "Flow", value: Value, index: int, fixed: list[Any]) -> "Node | 
 
 
 def multiply(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """``a * b``."""
     left, right = value.args[0], value.args[1]
     both = [a for a in (left, right) if isinstance(a, Value) and flow.is_live(a)]
     if len(both) == 2:
@@ -130,6 +132,7 @@ def multiply(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
 
 
 def divide(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """``a / b``."""
     left, right = value.args[0], value.args[1]
     if len(value.args) > 2 or value.kwargs.get("rounding_mode"):
         return None
@@ -175,6 +178,7 @@ def cut(flow: "Flow", value: Value) -> tuple[Any, ...]:
 
 
 def product(flow: "Flow", value: Value, left: int, right: int) -> "Node | None":
+    """Two nodes multiplied element by element; a norm if one is a statistic of the other."""
     inputs = tuple(dict.fromkeys((left, right)))
     node = flow.add("product", inputs, value)
     norm = recognise(flow, node)
@@ -185,6 +189,7 @@ def product(flow: "Flow", value: Value, left: int, right: int) -> "Node | None":
 
 
 def interpolate(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """``a + w*(b - a)`` with a number for w."""
     start, end, weight = value.args[:3]
     number = flow.number(weight)
     if number is None or not (flow.is_live(start) and flow.is_live(end)):
@@ -208,13 +213,17 @@ def matmul(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
     if others and flow.is_weight(others[0]):
         weights = tuple(a for a in value.sources if not flow.is_live(a) and flow.kinds[a.index] & WEIGHT)
         first = factors[0] is inner[0]
-        node = flow.add("linear", inputs, value, operands=weights, first=first)
+        node = flow.add("linear", inputs, value, operands=weights, first=first, inner=inner[0].shape[-1])
     elif others and not flow.kinds[others[0].index] & MEMORY:
         node = flow.add("fixed_mix", inputs, value)  # by a table, as a Fourier transform or a mean over places
     else:
         node = flow.add(
-            "matmul", inputs, value, left=flow.of.get(factors[0].index, -1), right=flow.of.get(factors[1].index, -1),
-            inner=factors[0].shape[-1]
+            "matmul",
+            inputs,
+            value,
+            left=flow.of.get(factors[0].index, -1),
+            right=flow.of.get(factors[1].index, -1),
+            inner=factors[0].shape[-1],
         )
     if bias is not None and flow.is_live(bias):
         return flow.add("sum", (flow.of[bias.index], node.index), value, factors=(1.0, 1.0))
@@ -222,6 +231,7 @@ def matmul(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
 
 
 def convolution(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """A convolution; of one place wide, a linear map."""
     data, weight = value.args[0], value.args[1]
     if not flow.is_live(data) or not flow.is_weight(weight):
         return None
@@ -278,11 +288,12 @@ def one_call_norm(flow: "Flow", value: Value, live: list[Value]) -> "Node | None
 
 
 def fused_attention(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """Attention in one call."""
     if value.output != 0:
         return None
     inputs = tuple(dict.fromkeys(flow.of[s.index] for s in live))
     query, key, mixed = value.args[:3]
-    ends = {n: flow.of.get(a.index, -1) for n, a in (("q", query), ("k", key), ("v", mixed))}
+    ends: dict[str, Any] = {n: flow.of.get(a.index, -1) for n, a in (("q", query), ("k", key), ("v", mixed))}
     return flow.add("core", inputs, value, **ends)
 
 
@@ -303,11 +314,13 @@ def reduction(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
 
 
 def embedding(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """Rows of a table."""
     weights = tuple(s for s in value.sources if not flow.is_live(s) and flow.kinds[s.index] & WEIGHT)
     return flow.add("embedding", tuple(flow.of[s.index] for s in live), value, operands=weights)
 
 
 def stop(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """``detach``."""
     return flow.add("stop", (flow.of[live[0].index],), value)
 
 

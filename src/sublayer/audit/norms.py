@@ -1,8 +1,9 @@
 """Norms are recognised by what they compute, whatever the operators they are written in.
 
-A candidate is a product or quotient whose two sides come from one value through element-wise operators and statistics of
-its rows. It is then run on made-up numbers: a norm does not change when its input is scaled; a LayerNorm (Ba et al. 2016,
-1607.06450) does not change when its input is shifted either, an RMSNorm (Zhang & Sennrich 2019, 1910.07467) does.
+A candidate is a product or quotient whose two sides come from one value through element-wise operators and statistics
+of its rows. It is then run on made-up numbers: a norm does not change when its input is scaled; a LayerNorm (Ba et al.
+2016, 1607.06450) does not change when its input is shifted either, an RMSNorm (Zhang & Sennrich 2019, 1910.07467)
+does.
 """
 
 import math

@@ -93,7 +93,7 @@ def read_tape(tape: Tape, target: Target) -> Audit:
     flows = [Flow(tape, (name,)) for name in tape.main if name in tape.inputs]
     output = next((v for _, v in tape.outputs if any(f.is_live(v) for f in flows)), None)
     alive = fact.living(tape)
-    common = {
+    common: dict[str, Any] = {
         "target": target.name,
         "dead_parameters": fact.dead_parameters(tape, alive),
         "dead_inputs": fact.dead_inputs(tape, alive),
@@ -130,7 +130,10 @@ def _stacks(tape: Tape, flows: list[Flow], output: Value, plain: str) -> list[Fo
             found.append(Found(name, run, None, "nothing that it computes reaches the output"))
             continue
         try:
-            reader = StackReader(flow, run, end, plain or plain_norm(flow, run), _length(tape, flow), run is everything[-1] or flow is not last)
+            kind = plain or plain_norm(flow, run)
+            final = run is everything[-1] or flow is not last
+            before = [r.layers[-1].stop for r in everything[:k] if _flow_of(r, flows) is flow]
+            reader = StackReader(flow, run, end, kind, _length(tape, flow), final, max(before, default=0))
             found.append(Found(name, run, reader.read()))
         except Unread as reason:
             found.append(Found(name, run, None, str(reason)))
@@ -169,7 +172,7 @@ def _configured(config: Any) -> str:
 
 
 def _flow_of(run: Run, flows: list[Flow]) -> Flow:
-    """The flow that is the stream of a run: of several, the one that most of its sums add to (a decoder's own tokens)."""
+    """The flow that is the stream of a run: of several, the one that most of its sums add to."""
     start, stop = run.layers[0].start, run.layers[0].stop
 
     def sums(flow: Flow) -> int:
@@ -234,10 +237,8 @@ def _elsewhere(target: Target, found: list[Found]) -> list[Elsewhere]:
 
 def _stack(one: Found, other: Elsewhere | None, alive: set[int], tape: Tape) -> Stack:
     if one.reading is None:
-        layers = tuple(
-            LayerAudit(i, layer.path, "", None, unknown=one.unknown) for i, layer in enumerate(one.run.layers)
-        )
-        return Stack(one.name, layers, "", "", None, unknown=one.unknown)
+        unread = [LayerAudit(i, layer.path, "", None, unknown=one.unknown) for i, layer in enumerate(one.run.layers)]
+        return Stack(one.name, tuple(unread), "", "", None, unknown=one.unknown)
     reading = one.reading
     written = write(reading, other)
     facts = fact.Facts(reading, _length(tape, reading.flow))

@@ -22,8 +22,8 @@ class NormFacts:
         kind: ``layernorm`` (mean subtracted), ``rmsnorm`` (not), ``dyt``, or ``l2norm`` (no division by the width).
         eps: the constant beside the statistic; ``None`` if it could not be read off.
         affine: what is learned after it: ``none``, ``gain``, ``offset`` or ``gain+offset``.
-        where: ``input of attn``, ``output of ffn``, ``stream``, ``query``, ``key``, ``latent``, ``inside attn``, ``embed``
-            or ``final``.
+        where: ``input of attn``, ``output of ffn``, ``stream``, ``query or key``, ``latent``, ``inside attn``,
+            ``embed`` or ``final``.
         module: dotted path of the module that computes it, a label only.
         parameters: names of its parameters; two places with equal parameters are one norm used twice.
     """
@@ -46,7 +46,7 @@ class BranchFacts:
         details: what is known of it. Attention: ``heads``, ``kv_heads``, ``head_dim``, ``output_projection`` (bool),
             ``qk_norm`` (``none``, ``head``, ``full``, ``latent``), ``gated`` (its output is gated), ``inner_norm``.
             Feed-forward: ``width``, ``ratio`` (width / d), ``gated``, ``activation``, ``inner_norm``. Mixture:
-            ``experts``, ``shared_expert``. Mixer: ``mixes`` (conv, scan, fourier, ...). A key that is absent is unknown.
+            ``experts``, ``shared_expert``. Mixer: ``mixes`` (conv, scan, fourier, ...). What is absent is unknown.
         parameters: names of its parameters.
         reads, writes: widths of what it reads and writes, in channels.
     """

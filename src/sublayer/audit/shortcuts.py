@@ -1,4 +1,4 @@
-"""Shapes of the commonest calls, worked out without torch's own meta kernels, which are Python and take most of a trace.
+"""Shapes of the commonest calls, without torch's own meta kernels, which are Python and take most of a trace.
 
 Anything out of the ordinary (mixed types, complex numbers, an ``out=``) goes the long way.
 """
@@ -20,8 +20,8 @@ META = torch.device("meta")
 
 # Element by element, with a result of the type of its floating-point tensors.
 ELEMENTWISE = frozenset(
-    "add sub rsub mul div neg abs pow sqrt rsqrt reciprocal exp log log1p sin cos tanh sigmoid silu gelu relu erf square "
-    "clamp clamp_min clamp_max softplus hardtanh elu leaky_relu addcmul maximum minimum".split()
+    "add sub rsub mul div neg abs pow sqrt rsqrt reciprocal exp log log1p sin cos tanh sigmoid silu gelu relu erf "
+    "square clamp clamp_min clamp_max softplus hardtanh elu leaky_relu addcmul maximum minimum".split()
 )
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 

@@ -102,8 +102,11 @@ class StackReader:
         plain: the norm that the notation's ``norm`` stands for.
     """
 
-    def __init__(self, flow: Flow, run: Run, output: Value, plain: str, length: int, last: bool = True) -> None:
+    def __init__(
+        self, flow: Flow, run: Run, output: Value, plain: str, length: int, last: bool = True, floor: int = 0
+    ) -> None:
         self.flow, self.run, self.plain, self.length = flow, run, plain, length
+        self.floor = floor  # where the stack before it ends on the tape
         self.last = last  # whether no other stack follows
         self.output = flow.of[output.index]
         self.needed = self._ancestors(self.output)
@@ -161,16 +164,25 @@ class StackReader:
         return StackReading(self.run, self.flow, found, embed, final, width, root, names, remarks)
 
     def _check_lanes(self, crossings: list[list[int]]) -> None:
-        """A stream of several lanes (hyper-connections) has more numbers a token than channels."""
+        """Streams of several lanes, values that are no stream, and channels before places are not read."""
         rows, length = self.flow.tokens
+        several = any(len(crossing) > 1 for crossing in crossings)
         for i in {i for crossing in crossings for i in crossing}:
-            value = self.flow.nodes[i].value
-            numbers = math.prod(value.shape)
-            channels = numbers // (rows * length) if length and numbers % (rows * length) == 0 else 0
-            if len(value.shape) > 3 and channels > value.shape[-1] and channels % value.shape[-1] == 0 and length > 1:
+            shape = self.flow.nodes[i].value.shape
+            if not length:
+                if len(shape) == 4 and shape[2] == shape[3] != shape[1]:
+                    raise Unread("the stream has its channels before its places, as in a convolutional network")
+                continue
+            if len(shape) < 4:
+                continue
+            if several:
+                raise Unread("a value that is no stream (keys, values or scores) passes from layer to layer")
+            numbers = math.prod(shape)
+            channels = numbers // (rows * length) if numbers % (rows * length) == 0 else 0
+            if channels > shape[-1] and channels % shape[-1] == 0:
                 raise Unread(
-                    f"the stream has {channels // value.shape[-1]} lanes of {value.shape[-1]} channels that are mixed "
-                    "between sub-layers, as with hyper-connections"
+                    f"the stream has {channels // shape[-1]} lanes of {shape[-1]} channels that are mixed between "
+                    "sub-layers, as with hyper-connections"
                 )
 
     def _reads(self, layer: Layer) -> set[int]:
@@ -273,10 +285,12 @@ class StackReader:
     def _layer(self, layer: Layer, before: dict[int, str], after: dict[int, str], width: int) -> LayerReading:
         try:
             reading = self._section(before, after, width)
-        except Unread as reason:
-            return LayerReading(layer, None, str(reason), before)
+        except Unread as error:
+            return LayerReading(layer, None, str(error), before)
         if not reading.branches and self._works(layer):
-            return LayerReading(layer, None, "what it computes does not reach what it hands on as a term of a sum", before)
+            return LayerReading(
+                layer, None, "what it computes does not reach what it hands on as a term of a sum", before
+            )
         return LayerReading(layer, reading, "", before)
 
     def _works(self, layer: Layer) -> bool:
@@ -303,7 +317,8 @@ class StackReader:
             chain[0] = self.flow.meet(chain[0], node)
         while chain[-1] >= 0 and nodes[chain[-1]].inputs:
             chain.append(nodes[chain[-1]].top)
-        candidates = [i for i in reversed(chain) if i >= 0]
+        # Nothing is followed into a stack that came before.
+        candidates = [i for i in reversed(chain) if i >= 0 and nodes[i].value.index >= self.floor] or chain[:1]
         for root in candidates:
             if nodes[root].kind == "source" and nodes[root].value.dtype.is_floating_point is False:
                 continue

@@ -1,7 +1,7 @@
 """Run a model once on the meta device and record every ATen call, with the module call that it is in.
 
-No weight is read and none is changed: parameters, buffers and inputs are replaced by meta tensors as they are met, and a
-write goes to the replacement. What follows from the inputs alone (masks, positions) is also known as numbers, so that
+No weight is read and none is changed: parameters, buffers and inputs are replaced by meta tensors as they are met, and
+a write goes to the replacement. What follows from the inputs alone (masks, positions) is also known as numbers, so that
 Python code that looks at them takes its real path.
 """
 

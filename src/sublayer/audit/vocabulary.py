@@ -25,7 +25,8 @@ KIND: dict[str, str] = _table(
         "view _unsafe_view reshape transpose permute t expand expand_as unsqueeze squeeze clone contiguous _to_copy to "
         "alias lift lift_fresh lift_fresh_copy flatten unflatten dropout native_dropout type_as movedim swapaxes mT "
         "_reshape_alias as_strided repeat tile repeat_interleave view_as view_as_real view_as_complex real "
-        "copy resize_ unsqueeze_ squeeze_ transpose_ t_ broadcast_to detach_ _conj resolve_conj resolve_neg _assert_async "
+        "copy resize_ unsqueeze_ squeeze_ transpose_ t_ broadcast_to detach_ _conj resolve_conj resolve_neg "
+        "_assert_async "
         f"convert_element_type pin_memory atleast_3d copy_ {ALIAS}"
     ),
     add="add add_ sub sub_ rsub neg neg_ subtract",
@@ -47,11 +48,11 @@ KIND: dict[str, str] = _table(
     stop="detach",
     softmax="softmax _softmax _safe_softmax log_softmax _log_softmax",
     reduce=(
-        "sum mean var var_mean std std_mean amax amin max min norm linalg_vector_norm logsumexp prod argmax argmin any all "
-        "count_nonzero"
+        "sum mean var var_mean std std_mean amax amin max min norm linalg_vector_norm logsumexp prod argmax argmin "
+        "any all count_nonzero"
     ),
-    route="topk sort argsort scatter scatter_ scatter_add scatter_add_ index_add index_add_ bincount nonzero _grouped_mm "
-    "multinomial histc kthvalue",
+    route="topk sort argsort scatter scatter_ scatter_add scatter_add_ index_add index_add_ bincount nonzero "
+    "_grouped_mm multinomial histc kthvalue",
     pick="index gather index_select take take_along_dim index_put index_put_ masked_select _unsafe_index",
     join="cat stack hstack vstack partly_written",
     scan="cumsum cumprod _fft_r2c _fft_c2c _fft_c2r fft_fft cummax logcumsumexp cumsum_ associative_scan",
@@ -67,7 +68,7 @@ SHAPE_ONLY = frozenset(
 
 # Element by element, or over the last axis: what a norm written by hand is made of.
 ROW_WISE = frozenset(
-    "add add_ sub sub_ rsub neg mul mul_ div div_ pow square sqrt rsqrt reciprocal mean sum var std norm linalg_vector_norm "
-    "clamp clamp_min clamp_ clamp_min_ maximum abs amax amin var_mean std_mean "
+    "add add_ sub sub_ rsub neg mul mul_ div div_ pow square sqrt rsqrt reciprocal mean sum var std norm "
+    "linalg_vector_norm clamp clamp_min clamp_ clamp_min_ maximum abs amax amin var_mean std_mean "
     "sqrt_ rsqrt_ pow_ true_divide reciprocal_ max where eq lt gt ge le sign".split()
 )
