@@ -284,7 +284,7 @@ class BranchReader:
         return "attn"
 
     def _is_plain(self, content: list[int], cores: list[int]) -> bool:
-        """Whether an attention without weights is the notation's dot: softmax of x x^T, unscaled, over what came before."""
+        """Whether an attention without weights is softmax of x x^T, unscaled, over what came before: a `dot`."""
         nodes = self.flow.nodes
         scaled = 1.0
         for i in content:

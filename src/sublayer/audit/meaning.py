@@ -91,7 +91,8 @@ def one_map(flow: "Flow", value: Value, inputs: tuple[int, ...]) -> "Node | None
 
 def map_of(flow: "Flow", place: int, source: int) -> list[Value] | None:
     """The weights by which a node is a linear map of ``source``; None if it is not."""
-    stack, operands, steps = [(place, False)], [], 0
+    operands: list[Value] = []
+    stack, steps = [(place, False)], 0
     while stack:
         i, mapped = stack.pop()
         node = flow.nodes[i]

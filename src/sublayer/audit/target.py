@@ -193,7 +193,7 @@ def _part_for(config: Any, model_class: Any) -> Any:
 
 @contextlib.contextmanager
 def _numbers_kept() -> Iterator[None]:
-    """Single numbers that a constructor makes (the embedding's scale) stay numbers: on the meta device they are lost."""
+    """Single numbers that a constructor makes (the embedding's scale) stay: on the meta device they are lost."""
     made = torch.tensor
 
     def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
