@@ -10,7 +10,7 @@ import figures
 import page
 import survey
 
-from sublayer._files import write_atomically
+from sublayer.whole_files import write_atomically
 
 SCHEMA = "sublayer.atlas/1"
 

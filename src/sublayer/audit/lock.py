@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sublayer import __version__
-from sublayer._files import write_atomically
 from sublayer.audit import phrases
 from sublayer.audit.diff import Diff, between
 from sublayer.audit.record import plain, read
 from sublayer.audit.result import Audit, AuditError, LayerAudit, Stack
 from sublayer.audit.sides import Side
 from sublayer.notation import Design, DesignError, parse
+from sublayer.whole_files import write_atomically
 
 SCHEMA = "sublayer.wiring/1"
 MOST_BYTES = 8_000_000

@@ -39,10 +39,10 @@ def audit(
     MODEL is a Hub id, a folder with a config.json, a config.json, or package.module:callable that returns a module. No
     weights are read, and no code of a checkpoint is run.
     """
-    from sublayer._files import write_atomically
     from sublayer.audit import Audit
     from sublayer.audit.lock import check_lock, read_lock, write_lock
     from sublayer.notation import parse
+    from sublayer.whole_files import write_atomically
 
     if lock is not None and check is not None:
         raise click.UsageError("--lock writes a lock and --check compares with one; give one of them")

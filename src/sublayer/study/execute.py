@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from sublayer.study.errors import StudyError
 from sublayer.study.plan import Plan, PlannedRun
-from sublayer.train.checkpoint import write_atomically
+from sublayer.whole_files import write_atomically
 
 POLL = 0.2  # seconds between looks at the children
 GRACE = 60.0  # seconds a child has to save its state after a signal

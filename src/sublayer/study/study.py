@@ -12,7 +12,7 @@ from sublayer.study.execute import execute
 from sublayer.study.files import locked
 from sublayer.study.plan import Plan
 from sublayer.study.results import gather, read_results, run_cost
-from sublayer.train.checkpoint import write_atomically
+from sublayer.whole_files import write_atomically
 
 if TYPE_CHECKING:
     import pandas

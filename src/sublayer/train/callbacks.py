@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sublayer.whole_files import write_atomically
+
 from . import checkpoint
 from .progress import Progress
 from .spec import TrainSpec
@@ -46,7 +48,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, upto: int | None) -> None:
         kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
-        checkpoint.write_atomically(path, "".join(_line(record) for record in kept))
+        write_atomically(path, "".join(_line(record) for record in kept))
         self.path, self.last = path, {record["kind"]: record for record in kept}
 
     def write(self, record: dict[str, Any]) -> None:

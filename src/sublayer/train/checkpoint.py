@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sublayer.whole_files import write_atomically
+
 from .errors import TrainError
 
 MANIFEST = "manifest.json"
@@ -92,27 +94,6 @@ def rotate(out: Path, keep: int) -> None:
     for _, folder in steps(out)[keep:]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text: a reader sees the old or the new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the name is on the disk once its folder is
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _signed(manifest: dict[str, Any]) -> dict[str, Any]:

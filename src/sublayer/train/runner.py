@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sublayer.whole_files import write_atomically
+
 from .errors import TrainError
 from .spec import TrainSpec
 
@@ -107,16 +109,12 @@ def run(
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = _peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    from .checkpoint import write_atomically
-
     write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return row
 
 
 def _claim(spec: TrainSpec, out: Path, resume: bool) -> dict[str, Any] | None:
     """Make `out` this run's folder. The row of a run that is already done, or None when there is work."""
-    from .checkpoint import write_atomically
-
     if out.exists() and not out.is_dir():
         raise TrainError(f"{out} is a file; give a folder for the run")
     if (out / SPEC).exists() and not _never_began(out):
@@ -229,7 +227,7 @@ def _train_on(
     newest = checkpoint.latest(out)
     if newest is not None and {key: newest[1].get(key) for key in identity} != identity:
         raise TrainError(f"{newest[0]} was made from other data or settings; restore those, or give another folder")
-    checkpoint.write_atomically(out / DATA, json.dumps(corpus.facts, indent=2) + "\n")
+    write_atomically(out / DATA, json.dumps(corpus.facts, indent=2) + "\n")
 
     words = corpus.vocabulary
     rows = PackedRows(
