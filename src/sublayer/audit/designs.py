@@ -37,7 +37,7 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
     here.add(stack)
     scalars = _fitted(here.factors, elsewhere.factors if elsewhere else {})
     depth = len(stack.layers)
-    embed = _fixed(stack.embed)
+    embed = _fixed(stack.embed) if stack.embed else _unnamed(stack)
     final = _fixed(stack.final)
     blocks: list[str] = []
     for i, layer in enumerate(stack.layers):
@@ -128,6 +128,12 @@ def _design(embed: str, blocks: list[tuple[str, str]], final: str) -> Design | N
 
 def _block_text(design: Design | None) -> str:
     return design.blocks[0][1].text if design else ""
+
+
+def _unnamed(stack: StackReading) -> str:
+    """An embed that could not be read: each stream begins as something that comes of the embedding."""
+    streams = sorted({n for boundary in stack.names for n in boundary.values()}, key=lambda n: (n != "x", n))
+    return "; ".join(f"{name} = op(e)" for name in streams) if len(streams) > 1 else ""
 
 
 def _fixed(reading: Reading | None) -> str:

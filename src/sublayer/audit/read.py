@@ -20,6 +20,8 @@ from sublayer.audit.tape import Tape, Value
 from sublayer.audit.target import Target, open_target
 from sublayer.audit.trace import trace
 
+MOST_STACKS = 12  # runs of layers: more are parts of layers that do not follow one another
+
 
 @dataclass
 class Found:
@@ -118,6 +120,11 @@ def _found(tape: Tape, target: Target) -> list[Found]:
 
 def _stacks(tape: Tape, flows: list[Flow], output: Value, plain: str) -> list[Found]:
     everything = runs(tape, flows) or [Run("", [Layer(len(tape.inputs), len(tape.values), "")], framed=False)]
+    if len(everything) > MOST_STACKS:
+        whole = Run("", [layer for run in everything for layer in run.layers], framed=False)
+        return [
+            Found("model", whole, None, f"its calls fall into {len(everything)} runs: what a layer is cannot be told")
+        ]
     found: list[Found] = []
     last = _flow_of(everything[-1], flows)
     if not last.is_live(output):

@@ -175,8 +175,6 @@ class StackReader:
                 continue
             if len(shape) < 4:
                 continue
-            if several:
-                raise Unread("a value that is no stream (keys, values or scores) passes from layer to layer")
             numbers = math.prod(shape)
             channels = numbers // (rows * length) if numbers % (rows * length) == 0 else 0
             if channels > shape[-1] and channels % shape[-1] == 0:
@@ -184,6 +182,8 @@ class StackReader:
                     f"the stream has {channels // shape[-1]} lanes of {shape[-1]} channels that are mixed between "
                     "sub-layers, as with hyper-connections"
                 )
+            if several:
+                raise Unread("a value that is no stream (keys, values or scores) passes from layer to layer")
 
     def _reads(self, layer: Layer) -> set[int]:
         made = self.flow.made_between(layer.start, layer.stop)
