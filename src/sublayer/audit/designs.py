@@ -43,7 +43,8 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
     for i, layer in enumerate(stack.layers):
         blocks.append(_block(layer, scalars, i + 1, depth))
     _complete(stack, blocks, scalars)
-    singles = [_design(embed, [("", block)], final) if block else None for block in blocks]
+    streams = {n for boundary in stack.names for n in boundary.values()}
+    singles = [_single(embed, block, final, streams) if block else None for block in blocks]
     equations = [_block_text(d) for d in singles]
     reasons = [f"layer {i}: {layer.unknown}" for i, layer in enumerate(stack.layers) if layer.unknown]
     reasons += [
@@ -60,7 +61,7 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
             reasons.append(
                 f"{len(_ranges(blocks, elsewhere))} runs of different layers are more than one design can hold"
             )
-    one = next((d for d in singles if d is not None), None)
+    one = design or next((d for b in blocks if b and (d := _design(embed, [("", b)], final)) is not None), None)
     return Written(
         one.embed if one else embed,
         one.final if one and stack.final is not None else "",
@@ -124,6 +125,17 @@ def _design(embed: str, blocks: list[tuple[str, str]], final: str) -> Design | N
         return parse("\n".join(line for line in lines if line))
     except DesignError:
         return None
+
+
+def _single(embed: str, block: str, final: str, streams: set[str]) -> Design | None:
+    """The design of a model whose layers are all like this one, with no stream that the layer writes left out."""
+    design = _design(embed, [("", block)], final)
+    if design is None or len(design.streams) == len(streams):
+        return design
+    # A final that does not read a stream makes it vanish from the block too: let this one read them all.
+    everything = "x = " + " + ".join(sorted(streams, key=lambda n: (n != "x", n)))
+    whole = _design(embed, [("", block)], everything)
+    return whole if whole is not None and len(whole.streams) > len(design.streams) else design
 
 
 def _block_text(design: Design | None) -> str:
