@@ -49,9 +49,9 @@ def other_depths(stacks: Sequence[StackReading]) -> Callable[[Mapping[int, list[
     def following(seen: Mapping[int, list[int]]) -> list[int]:
         """The next depths, given the bounds of the main stack at those seen so far."""
         if len(seen) == 1:
-            if factors and not ranges:
-                return [depth + 1, depth + 3]
             # A shallower model is cheaper, unless there is little room for ranges in it.
+            if factors and not ranges:
+                return [depth // 2, depth // 2 + 1] if depth > SHALLOW else [depth + 1, depth + 3]
             return [depth // 2 if depth > SHALLOW else 2 * depth, *([depth + 1] if factors else [])]
         bounds = [seen[d] for d in sorted(seen)]
         same = len({len(b) for b in bounds}) == 1

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from sublayer.audit.branches import Unread
 from sublayer.audit.flow import Flow
@@ -167,6 +167,7 @@ class StackReader:
         """Streams of several lanes, values that are no stream, and channels before places are not read."""
         rows, length = self.flow.tokens
         several = any(len(crossing) > 1 for crossing in crossings)
+        fixed = {i for one, other in pairwise(crossings) for i in one if i in other}  # not updated by a layer
         for i in {i for crossing in crossings for i in crossing}:
             shape = self.flow.nodes[i].value.shape
             if not length:
@@ -177,13 +178,13 @@ class StackReader:
                 continue
             numbers = math.prod(shape)
             channels = numbers // (rows * length) if numbers % (rows * length) == 0 else 0
-            if channels > shape[-1] and channels % shape[-1] == 0:
+            if i not in fixed and channels > shape[-1] and channels % shape[-1] == 0:
                 raise Unread(
                     f"the stream has {channels // shape[-1]} lanes of {shape[-1]} channels that are mixed between "
                     "sub-layers, as with hyper-connections"
                 )
             if several:
-                raise Unread("a value that is no stream (keys, values or scores) passes from layer to layer")
+                raise Unread("a value that is no stream (keys, values, scores, a table) passes from layer to layer")
 
     def _reads(self, layer: Layer) -> set[int]:
         made = self.flow.made_between(layer.start, layer.stop)
