@@ -2,8 +2,8 @@
 
     python tools/keystone.py --count 1000 [--seed 0]
 
-Prints how many came back exactly, and every one that did not. Left out, and counted: designs that a model of four layers
-cannot show. In some a layer's result does not depend on what the layer was given, so that all but the last are dead. In
+Prints how many came back exactly, and every one that did not. Left out, and counted: designs that a model of four
+layers cannot show. In some a result does not depend on what its layer was given, so that all but the last are dead. In
 others a range holds one layer: a factor's law cannot be seen there, nor two streams that begin as one value told apart.
 """
 
