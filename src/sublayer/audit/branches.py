@@ -36,7 +36,6 @@ class Branch:
     content: list[int] = field(default_factory=list)
     outer: int = -1
     hub: int = -1
-    remarks: tuple[str, ...] = ()
 
 
 class Unread(Exception):

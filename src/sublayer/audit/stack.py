@@ -361,7 +361,7 @@ class StackReader:
         """The node that the head's matrix reads, or the output itself where there is no head."""
         nodes = self.flow.nodes
         place = self.output
-        if nodes[place].width == self.flow.nodes[place].width and self._is_stream_like(place):
+        if self._is_stream_like(place):
             return place
         for _ in range(8):
             node = nodes[place]
