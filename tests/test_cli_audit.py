@@ -178,6 +178,19 @@ def test_svg(
     assert not (tmp_path / "b.svg").exists()
 
 
+def test_forecast_takes_the_model_s_own_sizes(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["audit", llama, "--forecast", "--json"], monkeypatch, capsys)
+    assert code == 0
+    told = json.loads(out)["forecast"]
+    fresh = {name: told["fresh"][name] for name in ("width", "ratio", "gated", "activation", "eps")}
+    assert fresh == {"width": 64, "ratio": 2.5, "gated": True, "activation": "silu", "eps": 1e-6}
+    assert [row["depth"] for row in told["depths"]] == [12, 48, 96]
+    code, out, _ = run(["audit", llama, "--forecast"], monkeypatch, capsys)
+    assert "untouched paths" in out
+
+
 def test_diff(fake: dict[str, Audit], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["diff", "old", "old"], monkeypatch, capsys)[0] == 0
     code, out, _ = run(["diff", "old", "new", "--json"], monkeypatch, capsys)

@@ -379,10 +379,17 @@ class ResiDual(Model):
         return self.head(self.run(self.embed(idx)) + self.norm(self.dual))
 
 
+class ByName(Model):
+    """Its input comes by name only."""
+
+    def forward(self, *, idx: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(idx)
+
+
 MODELS: list[Callable[[], Any]] = [
     *(Model, Sequential, Dictionary, Attributes, OneBlock, NoBlock, Parts, Pairs, Flat, FlatPost, FourLists, ByHand),
     *(Residuals, FlatResiduals, FusedAdd, Functional, FunctionalPost, Shared, LayerDrop, LengthFirst, Pooled, Loss),
-    *(EmbedNorm, EmbedScale, ByDepth, ResiDual),
+    *(EmbedNorm, EmbedScale, ByDepth, ResiDual, ByName),
 ]
 
 

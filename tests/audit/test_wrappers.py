@@ -17,8 +17,6 @@ from tests.audit.plain import GPT, WIDTH, Block, MinGPTAttention, before
 pytestmark = [
     # transformers and peft are a version apart.
     pytest.mark.filterwarnings("ignore:.*will be removed in v6.*:FutureWarning"),
-    # Our hooks count calls while a compiled block runs without its compiler.
-    pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
 ]
 
 INPUT_NORM = parse("x = x + attn(norm(x)); x = x + ffn(norm(x))")

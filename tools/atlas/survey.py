@@ -34,15 +34,20 @@ LLAMA_405B = {
 
 @dataclass(frozen=True)
 class Job:
-    """A class in one configuration: its default one, or that with other values in some fields."""
+    """A class in one configuration: its default one, or that with other values in some fields.
+
+    ``verify`` asks for the second witness too, ``torch.export``.
+    """
 
     model_class: str
     model_type: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
+    verify: bool = False
 
     def text(self) -> str:
         """The job as the worker reads it."""
-        return json.dumps({"class": self.model_class, "model_type": self.model_type, "overrides": self.overrides})
+        job = {"class": self.model_class, "model_type": self.model_type, "overrides": self.overrides}
+        return json.dumps(job | {"verify": True} if self.verify else job)
 
 
 def versions() -> dict[str, str]:

@@ -86,7 +86,7 @@ def _answer(job: dict[str, Any], clock: Clock, fields: Callable[..., dict[str, A
         for config, repairs in _configs(job, model_class):
             begun = time.perf_counter()
             clock.spent.clear()
-            if _one(answer, model_class, config, fields):
+            if _one(answer, model_class, config, fields, bool(job.get("verify"))):
                 answer["repairs"] = [*repairs]
                 break
     except Exception as error:  # a config's own checks raise what they like
@@ -110,7 +110,9 @@ def _configs(job: dict[str, Any], model_class: Any) -> Iterator[tuple[Any, tuple
     yield from candidates(config_class)
 
 
-def _one(answer: dict[str, Any], model_class: Any, config: Any, fields: Callable[..., dict[str, Any]]) -> bool:
+def _one(
+    answer: dict[str, Any], model_class: Any, config: Any, fields: Callable[..., dict[str, Any]], verify: bool
+) -> bool:
     """Build and audit one config; whether it was traced."""
     from sublayer.audit import AuditError, read, target
     from sublayer.audit.configs import configs_in
@@ -119,7 +121,7 @@ def _one(answer: dict[str, Any], model_class: Any, config: Any, fields: Callable
     try:
         module = target.build(config, model_class)
         answer["state"] = "not traced"
-        audit = read.audit(module)
+        audit = read.audit(module, verify=verify)
     except AuditError as error:
         answer["reason"] = str(error)
         return False

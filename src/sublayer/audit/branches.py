@@ -8,13 +8,12 @@ non-linear between them. Norms met before that are inside it; norms met after ar
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from sublayer.audit.acts import WEIGHTLESS, Acts, Unread
+from sublayer.audit.axes import CHANNELS, PLACES
 from sublayer.audit.flow import Flow, Node
 
-WEIGHTLESS = "weightless"  # attention of something with itself, until it is known whether a projection came before
 WIRING = frozenset({"norm", "factor", "sum", "stop", "masked"})
-CHOOSES = frozenset({"topk", "argmax", "_grouped_mm", "kthvalue", "multinomial"})
 WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "embedding", "pick", "softmax", "reduce", "scan", "route"})
-MIXES = {"conv": "convolution", "scan": "scan", "shift": "shift", "fixed_mix": "fixed table", "matmul": "product"}
 
 
 @dataclass
@@ -38,11 +37,7 @@ class Branch:
     hub: int = -1
 
 
-class Unread(Exception):
-    """A part of the flow whose wiring cannot be told; the message says why."""
-
-
-class BranchReader:
+class BranchReader(Acts):
     """Follows sub-layers backwards.
 
     Args:
@@ -53,10 +48,9 @@ class BranchReader:
     """
 
     def __init__(self, flow: Flow, inputs: Iterable[int], is_stream: Callable[[int], bool], length: int) -> None:
-        self.flow = flow
+        super().__init__(flow, length)
         self.inputs = frozenset(inputs)
         self.is_stream = is_stream
-        self.length = length
 
     def read(self, output: int, linear: bool = False) -> Branch:
         """The sub-layer that ends in ``output``; ``linear`` if a matrix stands behind it. Raises Unread."""
@@ -91,6 +85,11 @@ class BranchReader:
             if self.chooses(part):
                 branch.op = "moe"
                 return self._finish(branch, following)
+            if self.gates_itself(node, within):
+                bent = mixes = True
+                branch.hub = place if branch.hub < 0 else branch.hub
+                place = following
+                continue
             if self.mixes(part):
                 mixes = True
                 if within and any(nodes[i].kind == "linear" for i in part):
@@ -162,6 +161,14 @@ class BranchReader:
                     stack.append(j)
         return found
 
+    def gates_itself(self, node: Node, within: list[int]) -> bool:
+        """Whether a value of a picture is multiplied by something of its own mean over positions: squeeze, excite."""
+        nodes = self.flow.nodes
+        if not self.flow.pictured or node.kind != "product" or node.top not in node.inputs:
+            return False
+        means = [i for i in within if nodes[i].kind in ("reduce", "pool")]
+        return bool(means) and all(PLACES in nodes[i].detail["along"] for i in means)
+
     def _in_sequence(self, content: list[int]) -> bool:
         """Whether two linear maps follow one another: a whole feed-forward network, gated at its end."""
         linear = [i for i in content if self.flow.nodes[i].kind == "linear"]
@@ -180,7 +187,8 @@ class BranchReader:
     def _finish(self, branch: Branch, source: int) -> Branch:
         source = self._chosen(branch, source)
         branch.content = sorted(set(branch.content))
-        branch.source = self._projected(branch, source)
+        self._closed(branch)
+        branch.source = self._gathered(branch, self._projected(branch, source))
         if branch.op == WEIGHTLESS or (branch.op == "dot" and branch.source != source):
             # Queries, keys and values may be cut from one projection that came before something else, such as a clamp.
             branch.op = "attn" if branch.source != source else "mixer"
@@ -191,6 +199,15 @@ class BranchReader:
                 f"in {self.label(branch.content)} the stream passes beside the sub-layer by a gate or a sum of its own"
             )
         return branch
+
+    def _closed(self, branch: Branch) -> None:
+        """A sub-layer with a sum inside that the stream goes on from reads more than its source."""
+        inside = set(branch.content)
+        for i in branch.content:
+            if i == branch.output or self.flow.nodes[i].kind != "sum" or not self.is_stream(i):
+                continue
+            if any(u not in inside and self.is_stream(u) for u in self.flow.users[i]):
+                raise Unread(f"a sub-layer ({self.label([branch.output])}) reads more than one value of the stream")
 
     def _chosen(self, branch: Branch, source: int) -> int:
         """What an expert reads before it is given its share: tokens that a router weighed or picked."""
@@ -226,6 +243,25 @@ class BranchReader:
         branch.content.insert(0, source)
         return node.inputs[0]
 
+    def _gathered(self, branch: Branch, source: int) -> int:
+        """What a sub-layer over windows reads: the moves that lay the windows out are its own, where they are undone
+        behind it or add nothing but padding."""
+        nodes, inside = self.flow.nodes, set(branch.content)
+        while branch.op in ("attn", "mixer") and source not in self.inputs:
+            node = nodes[source]
+            used = [u for u in self.flow.users[source] if self.flow.users[u]]
+            if node.kind != "shift" or len(node.inputs) != 1 or any(u not in inside for u in used):
+                return source
+            by = list(node.value.args[1]) if isinstance(node.value.args[1], list | tuple) else []
+            undone = any(nodes[i].value.name == "roll" and [-n for n in nodes[i].value.args[1]] == by for i in inside)
+            padded = node.value.name == "constant_pad_nd" and all(n >= 0 for n in by) and not any(by[::2])
+            if not (undone if node.value.name == "roll" else padded):
+                return source
+            branch.content.insert(0, source)
+            inside.add(source)
+            source = node.inputs[0]
+        return source
+
     def _skips(self, branch: Branch) -> bool:
         """Whether the source reaches the output by a way that passes no weights: a skip inside, or a gated one."""
         nodes, inside = self.flow.nodes, set(branch.content)
@@ -239,6 +275,8 @@ class BranchReader:
                 return True
             if i in seen or i not in inside or nodes[i].kind in WEIGHTY or nodes[i].value.name == "_grouped_mm":
                 continue
+            if nodes[i].kind == "slice" and CHANNELS in nodes[i].detail.get("along", ()):
+                continue  # some of the channels pass on as they are
             seen.add(i)
             stack += nodes[i].inputs
         return False
@@ -251,106 +289,3 @@ class BranchReader:
         branch.content = kept
         branch.op = "mixer" if mixes else "op"
         return self._finish(branch, place)
-
-    # --- what a set of nodes does ---------------------------------------------------------------------------------
-
-    def attention(self, content: list[int]) -> str:
-        """``attn``, ``cross`` or ``dot`` if the nodes are an attention, else nothing."""
-        nodes = self.flow.nodes
-        inside = set(content)
-        cores = [i for i in content if nodes[i].kind == "core"]
-        found = bool(cores)
-        products = [i for i in content if nodes[i].kind == "matmul"]
-        for i in content if not found else ():
-            if nodes[i].kind == "softmax" and self._fed_by(i, inside, frozenset(products)):
-                found = True
-                cores = [j for j in products if self._fed_by(j, inside, frozenset({i}))]
-                break
-        if not found and len(products) > 1:
-            for i in products:
-                shape = nodes[i].value.shape
-                scores = len(shape) > 1 and all(n % self.length == 0 for n in shape[-2:])
-                cores = [j for j in products if j != i and scores and self._fed_by(j, inside, frozenset({i}))]
-                if cores:
-                    found = True
-                    break
-        if not found:
-            return ""
-        if any(nodes[i].memory for i in products + cores):
-            return "cross"
-        if not any(nodes[i].kind in ("linear", "conv") for i in content):
-            return "dot" if self._is_plain(content, cores) else WEIGHTLESS
-        return "attn"
-
-    def _is_plain(self, content: list[int], cores: list[int]) -> bool:
-        """Whether an attention without weights is softmax of x x^T, unscaled, over what came before: a `dot`."""
-        nodes = self.flow.nodes
-        scaled = 1.0
-        for i in content:
-            scaled *= nodes[i].factors[0] if nodes[i].kind == "sum" and len(nodes[i].inputs) == 1 else 1.0
-        masked = any(nodes[i].kind in ("pointwise", "masked") or i in self.flow.notes for i in content)
-        for i in cores:
-            if nodes[i].kind == "core":
-                value = nodes[i].value
-                scale = value.kwargs.get("scale", value.args[6] if len(value.args) > 6 else None)
-                scaled *= scale if scale is not None else 0.0
-                mask = value.kwargs.get("attn_mask", value.args[3] if len(value.args) > 3 else None)
-                masked = masked or mask is not None or bool(value.kwargs.get("is_causal"))
-        return abs(scaled - 1) < 1e-6 and masked
-
-    def _fed_by(self, place: int, inside: set[int], wanted: frozenset[int]) -> bool:
-        seen: set[int] = set()
-        stack = list(self.flow.nodes[place].inputs)
-        while stack:
-            i = stack.pop()
-            if i in wanted:
-                return True
-            if i in inside and i not in seen:
-                seen.add(i)
-                stack += self.flow.nodes[i].inputs
-        return False
-
-    def chooses(self, content: list[int]) -> bool:
-        """Whether data decides which weights are used: a mixture of experts."""
-        nodes = self.flow.nodes
-        if any(nodes[i].value.name in CHOOSES for i in content):
-            return True
-        inside = set(content)
-        products = frozenset(i for i in content if nodes[i].kind == "product")
-        return any(
-            nodes[i].kind == "softmax" and any(self._fed_by(p, inside, frozenset({i})) for p in products)
-            for i in content
-        )
-
-    def mixes(self, content: list[int]) -> tuple[str, ...]:
-        """How the nodes mix positions, in words; empty if each position is on its own."""
-        nodes = self.flow.nodes
-        ways = [MIXES[nodes[i].kind] for i in content if nodes[i].kind in MIXES]
-        for i in content:
-            node = nodes[i]
-            if node.kind == "linear" and node.detail.get("inner") == self.length > 1:
-                if nodes[node.inputs[0]].width != self.length:
-                    ways.append("matrix over positions")  # the axes were swapped before it
-            if node.kind == "slice" and len(node.inputs) == 1:
-                shape, axis = nodes[node.inputs[0]].value.shape, node.detail.get("axis", -1)
-                if 0 <= axis < len(shape) - 1 and shape[axis] == self.length:
-                    ways.append("steps along the sequence")
-        return tuple(dict.fromkeys(ways))
-
-    def label(self, content: list[int]) -> str:
-        """The module that holds all of the nodes, for messages only."""
-        return label(self.flow, content)
-
-
-def label(flow: Flow, content: Iterable[int]) -> str:
-    """The dotted path of the innermost module call that holds all of the nodes."""
-    common: list[int] | None = None
-    for i in content:
-        chain = flow.tape.ancestry(flow.nodes[i].value.frame)
-        if common is None:
-            common = chain
-        else:
-            held = set(chain)
-            common = [f for f in common if f in held]
-    frames = flow.tape.frames
-    return next((frames[f].path for f in common or [] if frames[f].path), "the model")

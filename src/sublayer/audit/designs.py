@@ -62,6 +62,9 @@ def write(stack: StackReading, elsewhere: Elsewhere | None = None) -> Written:
                 f"{len(_ranges(blocks, elsewhere))} runs of different layers are more than one design can hold"
             )
     one = design or next((d for b in blocks if b and (d := _design(embed, [("", b)], final)) is not None), None)
+    if one is None and embed:
+        alone = _design(embed, [("", "x = x + attn(x)")], "")
+        embed = alone.embed if alone else embed
     return Written(
         one.embed if one else embed,
         one.final if one and stack.final is not None else "",

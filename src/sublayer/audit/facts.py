@@ -3,7 +3,8 @@
 from math import prod
 from typing import Any
 
-from sublayer.audit.branches import WIRING, Branch, BranchReader, label
+from sublayer.audit.acts import label
+from sublayer.audit.branches import WIRING, Branch, BranchReader
 from sublayer.audit.flow import Flow
 from sublayer.audit.result import BranchFacts, NormFacts
 from sublayer.audit.section import Reading
@@ -51,6 +52,8 @@ class Facts:
 
     def _channels(self, node: int) -> int:
         """Numbers a token of a node, whatever its shape."""
+        if self.flow.pictured:
+            return self.flow.nodes[node].width
         shape = self.flow.nodes[node].value.shape
         return prod(shape) // self.tokens if prod(shape) % self.tokens == 0 else 0
 
@@ -69,18 +72,21 @@ class Facts:
         head = 0
         if core is not None:
             query, key = nodes[core].value.args[0], nodes[core].value.args[1]
-            if isinstance(query, Value) and len(query.shape) == 4:
+            if isinstance(query, Value) and (len(query.shape) == 4 or self.flow.pictured):
                 head = query.shape[-1]
-                details |= {"heads": query.shape[1], "head_dim": head}
+                heads = self.flow.channels(query) // head if self.flow.pictured else query.shape[1]
+                details |= {"heads": heads, "head_dim": head}
                 # Keys may have been repeated before: what made them tells how many there are.
                 groups = self._key_heads(nodes[core].detail.get("k", -1), inside, head) or key.shape[1]
-                if query.shape[1] % groups == 0:
+                if heads % groups == 0:
                     details["kv_heads"] = groups
             ends = [nodes[core].detail.get("q", -1), nodes[core].detail.get("k", -1)]
         elif first is not None:
             head = nodes[first].detail.get("inner", 0)
             shape = nodes[scores[-1]].value.shape if scores else nodes[first].value.shape
             heads = prod(shape[:-1]) // self.tokens if prod(shape[:-1]) % self.tokens == 0 else 0
+            if self.flow.pictured:
+                heads = max(1, nodes[scores[-1] if scores else first].width)
             if heads and head:
                 details |= {"heads": heads, "head_dim": head}
                 groups = self._key_heads(nodes[first].detail.get("right", -1), inside, head)

@@ -89,7 +89,7 @@ def _normed_residual(stack: Stack, layer: LayerAudit, section: Section) -> Itera
     if layer.design is None:
         return
     found = placements(layer.design)
-    normed = [p for p in found if p.residual == "normed"]
+    normed = [p for p in found if p.residual == "normed" and _on_spine(section, p.site)]
     if not normed or _carried(section):
         return
     # HybridNorm: one sub-layer is post-norm, and the next one reads and adds to that norm's result. The norm is then
@@ -101,6 +101,15 @@ def _normed_residual(stack: Stack, layer: LayerAudit, section: Section) -> Itera
             yield "note", "residual-from-norm", p.site, said("residual-from-norm (hybrid)")
         else:
             yield "warning", "residual-from-norm", p.site, said("residual-from-norm")
+
+
+def _on_spine(section: Section, site: str) -> bool:
+    """Whether a sub-layer's result is added to the stream, not to what another sub-layer reads."""
+    path = set(spine(section, "x"))
+    values = [s.value for s in section.steps if isinstance(s, Call) and section.label(s.value) == site]
+    while values and not any(isinstance(section.step[v], Add) for v in values):
+        values = [u.value for v in values for u in section.users[v]]
+    return not values or any(v in path for v in values)
 
 
 def _carried(section: Section) -> bool:
@@ -121,7 +130,28 @@ def _no_residual(stack: Stack, layer: LayerAudit, section: Section) -> Iterator[
         if whole:
             yield "note", "no-residual", site, said("no-residual (everywhere)")
         else:
-            yield "error" if known else "warning", "no-residual", site, said("no-residual")
+            named = any(name.partition("_")[0].partition("[")[0] in KNOWN for name in names)
+            projected = any(_projects(section, s) for s in section.steps if isinstance(s, Add))
+            if not projected and (known or not _passes_elsewhere(layer, section)):
+                severity = "error" if known else "warning" if named else "note"
+                yield severity, "no-residual", site, said("no-residual")
+
+
+def _passes_elsewhere(layer: LayerAudit, section: Section) -> bool:
+    """Whether a layer changes the width, as one that begins a stage does; or whether another stream passes it: a class
+    token may begin as nothing but what it reads."""
+    resized = any(b.reads and b.writes and b.reads != b.writes for b in layer.branches)
+    carried = any(name != "x" and section.step.get(value) is None for name, value in section.outputs)
+    return resized or carried
+
+
+def _projects(section: Section, step: Add) -> bool:
+    """Whether all terms of a sum are sub-layers, one of which is a pool, a convolution or a lone matrix: a skip that
+    other places or channels need."""
+    calls = [section.branch(t) for t in step.args]
+    if len(calls) < 2 or any(t in section.ancestors[o] for t in step.args for o in step.args if o != t):
+        return False
+    return all(calls) and any(c is not None and c.site.op in ("op", "mixer") for c in calls)
 
 
 def _surely_lost(stack: Stack, layer: LayerAudit, section: Section) -> bool:

@@ -6,11 +6,13 @@ operand.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from sublayer.audit import axes as track
 from sublayer.audit import vocabulary as words
 from sublayer.audit.meaning import BUILDERS, LIVE, MEMORY, SIDE, WEIGHT, other
 from sublayer.audit.tape import Replay, Tape, Value
@@ -30,7 +32,8 @@ class Node:
         factors: of a sum, the number that each input is multiplied by.
         operands: values computed from weights alone that take part: matrices, gains, gates.
         memory: whether data that does not come through this flow takes part (an encoder's output).
-        detail: what a reader of the kind needs to know besides.
+        detail: what a reader of the kind needs to know besides; of a picture's, ``along`` is what it takes together.
+        width: channels: of text the size of the last axis.
         top: the immediate dominator: the last node that every way to this one passes; -1 if there is none.
     """
 
@@ -44,11 +47,7 @@ class Node:
     detail: dict[str, Any] = field(default_factory=dict)
     top: int = -1
     depth: int = 0
-
-    @property
-    def width(self) -> int:
-        """Size of the last axis."""
-        return self.value.shape[-1] if self.value.shape else 1
+    width: int = 1
 
 
 class Flow:
@@ -60,11 +59,14 @@ class Flow:
         # Rows and positions, where the input is one number or one vector a token.
         shape = tape.inputs[main[0]].shape if main and main[0] in tape.inputs else ()
         self.tokens: tuple[int, int] = (shape[0], shape[1]) if len(shape) in (2, 3) else (1, 0)
+        self.axes: dict[int, track.Axes] = {}  # of live values, where the data is a picture
+        self.pictured = track.of_input(shape) is not None
         self.nodes: list[Node] = []
         self.of: dict[int, int] = {}  # value -> node
         self.kinds: list[int] = [0] * len(tape.values)
         self.users: list[list[int]] = []
         self.numbers = Replay({}, lambda v: v.real)
+        self._readers: Counter[int] | None = None  # calls that read each value
         self._names: dict[int, tuple[str, ...]] = {}
         self.notes: dict[int, list[str]] = {}  # node -> remarks on what the equation leaves out
         for value in tape.values:
@@ -145,6 +147,9 @@ class Flow:
         bits = self.kinds[value.index] = self._descent(value)
         if not bits & LIVE:
             return
+        if self.pictured:
+            given = track.of_input(value.shape) if value.kind == "input" else None
+            self.axes[value.index] = given or track.follow(self, value)
         if value.kind == "input":
             self.add("source", (), value)
             return
@@ -165,7 +170,10 @@ class Flow:
         """Append a node and find its dominator."""
         factors = more.pop("factors", ())
         memory = any(self.kinds[s.index] & MEMORY and not self.kinds[s.index] & LIVE for s in value.sources)
-        node = Node(len(self.nodes), kind, inputs, value, factors, operands, memory, more)
+        if self.pictured and "along" not in more and kind not in ("sum", "factor", "product", "masked", "stop"):
+            more["along"] = track.along(self, value)
+        width = self.channels(value)
+        node = Node(len(self.nodes), kind, inputs, value, factors, operands, memory, more, width=width)
         self.nodes.append(node)
         self.users.append([])
         for i in dict.fromkeys(inputs):
@@ -178,6 +186,31 @@ class Flow:
             node.depth = self.nodes[top].depth + 1 if top >= 0 else 0
         self.of[value.index] = node.index
         return node
+
+    def channels(self, value: Value) -> int:
+        """Numbers that a value holds of each position."""
+        if self.pictured:
+            return track.size(self.axes[value.index], track.CHANNELS)
+        return value.shape[-1] if value.shape else 1
+
+    def places(self, value: Value) -> int:
+        """Positions of a value that comes of a picture."""
+        return track.size(self.axes[value.index], track.PLACES)
+
+    def read_once(self, value: Value, node: Node) -> bool:
+        """Whether one call alone reads a value of a node, and so back to where the node was made."""
+        if self._readers is None:
+            self._readers = Counter(s.index for v in self.tape.values if not v.output for s in set(v.sources))
+        while self._readers[value.index] == 1 and value is not node.value:
+            back = next((s for s in value.sources if self.of.get(s.index) == node.index), None)
+            if back is None:
+                return False
+            value = back
+        return self._readers[value.index] == 1
+
+    def is_followed(self, node: int) -> bool:
+        """Whether it is known what runs along each axis of a node; of text it is."""
+        return track.UNKNOWN not in track.roles(self.axes.get(self.nodes[node].value.index, ()))
 
     def meet(self, a: int, b: int) -> int:
         while a != b:
@@ -192,8 +225,9 @@ class Flow:
     def node(self, value: Value) -> Node:
         return self.nodes[self.of[value.index]]
 
-    def between(self, top: int, bottom: int) -> list[int]:
-        """The nodes on the ways from ``top`` to ``bottom``, both left out, by index."""
+    def between(self, top: int, bottom: int, most: int | None = None) -> list[int]:
+        """The nodes on the ways from ``top`` to ``bottom``, both left out, by index; none if they are more than
+        ``most``."""
         seen: set[int] = set()
         stack = [i for i in self.nodes[bottom].inputs if i != top]
         while stack:
@@ -201,6 +235,8 @@ class Flow:
             if i in seen:
                 continue
             seen.add(i)
+            if most is not None and len(seen) > most:
+                return []
             stack += [j for j in self.nodes[i].inputs if j != top and j not in seen]
         return sorted(seen)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sublayer.audit.meanfield import Fresh, Maps, State, Tape
+from sublayer.audit.result import Stack
 from sublayer.notation import Design, DesignError
 from sublayer.notation.graph import BRANCHES, NORMS
 from sublayer.notation.program import Call, Section
@@ -83,6 +84,20 @@ class Forecast:
         lines += [f"{d.depth} layers: {d.verdict}" for d in self.depths]
         lines += [f"{n} layers: the design's ranges or factors do not fit this depth" for n in self.skipped]
         return "\n".join(lines)
+
+
+def fresh_of(stack: Stack) -> Fresh:
+    """What a reading knows of a model's fresh weights: its widths, its FFN's activation, its eps.
+
+    How the weights are drawn, the length and the mask are not read; they stay as in a base-size GPT-2.
+    """
+    known: dict[str, Any] = {"width": stack.width} if stack.width else {}
+    ffn = next((b.details for layer in stack.layers for b in layer.branches if b.op == "ffn"), {})
+    known |= {name: ffn[name] for name in ("ratio", "gated", "activation") if ffn.get(name)}
+    eps = {norm.eps for layer in stack.layers for norm in layer.norms if norm.eps}
+    if len(eps) == 1:
+        known["eps"] = eps.pop()
+    return Fresh(**known)
 
 
 def forecast(

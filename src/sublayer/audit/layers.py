@@ -13,15 +13,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from sublayer.audit import vocabulary as words
 from sublayer.audit.flow import Flow
+from sublayer.audit.passing import Passing
+from sublayer.audit.residuals import WEIGHTY, residual_sums, turns
 from sublayer.audit.tape import Frame, Tape, Value
 
 WORK = frozenset({"matmul", "convolution", "sdpa"})
-WEIGHTY = frozenset({"linear", "conv", "matmul", "core", "scan", "route", "fixed_mix"})
-MOST_TURNS = 3  # sub-layers of a layer whose calls hold one sub-layer each
+Calls = list[tuple[int, str]]  # calls that may be layers, each with the path of its element
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Frames:
         works: set[tuple[str, str]] = set()
         passes: set[tuple[str, str]] = set()
         for frame in self.tape.frames[1:]:
-            owner = self.element(frame).rpartition(".")[0]
+            owner = _owner(self.element(frame))
             if owner or "" in self.tape.containers:
                 key = (owner, frame.kind)
                 works |= {key} if self.work[frame.index] >= 2 else set()
@@ -104,9 +105,9 @@ class Frames:
 
     def whole(self, group: Sequence[tuple[int, str]]) -> bool:
         """Whether the calls are layers with their additions, not parts of layers that are added up outside."""
-        adding = {(e.rpartition(".")[0], self.tape.frames[f].kind) for f, e in group if self.sums[f]}
+        adding = {(_owner(e), self.tape.frames[f].kind) for f, e in group if self.sums[f]}
         if adding:
-            return all((e.rpartition(".")[0], self.tape.frames[f].kind) in adding for f, e in group)
+            return all((_owner(e), self.tape.frames[f].kind) in adding for f, e in group)
         between = [range(self.last[a] + 1, self.first[b]) for (a, _), (b, _) in pairwise(group)]
         return not any(f.is_live(self.tape.values[i]) for places in between for i in places for f in self.flows)
 
@@ -128,7 +129,7 @@ class Frames:
         """After how many calls their kinds begin again, where each holds one sub-layer at most; 1 if they do not."""
         if any(self.sums[f] > 1 for f in calls):
             return 1
-        return _turns([self.signature(f) for f in calls])
+        return turns([self.signature(f) for f in calls])
 
     def follow(self, first: int, last: int) -> bool:
         """Whether one call reads what another makes of the data: heads side by side do not."""
@@ -156,115 +157,99 @@ class Frames:
         known = len(above.split(".")) if above and frame.path.startswith(above + ".") else 0
         for count in range(known + 1, len(parts) + 1):
             if ".".join(parts[: count - 1]) in self.tape.containers:
-                return ".".join(parts[:count])
+                found = ".".join(parts[:count])
+                deeper = found in self.tape.containers and found not in self.called and self.sums[frame.index] > 1
+                if not deeper or found == frame.path:
+                    return found
         return ""
 
-    def candidates(self, root: int = 0) -> list[tuple[int, str]]:
+    @cached_property
+    def called(self) -> frozenset[str]:
+        return frozenset(frame.path for frame in self.tape.frames)
+
+    def _begins(self, calls: Calls) -> bool:
+        """Whether the first of some calls is what a stage begins with: no element of the list of the others, or of
+        another class and with nothing added to what it is given."""
+        kinds = {self.tape.frames[f].kind for f, _ in calls[:2]}
+        return _owner(calls[0][1]) != _owner(calls[1][1]) or (not self.sums[calls[0][0]] and len(kinds) > 1)
+
+    def reshapes(self, frame: int) -> bool:
+        """Whether a call of a model of pictures hands on other channels or fewer places than it was given."""
+        given = self.tape.frames[frame].given
+        flow = next((f for f in self.flows if f.pictured and given and given[0] in f.axes), None)
+        made = [v for v in self._made(frame) if flow and v.index in flow.of and not v.output] if flow else []
+        if not flow or not made:
+            return False
+        first = self.tape.values[given[0]]
+        return (flow.channels(first), flow.places(first)) != (flow.channels(made[-1]), flow.places(made[-1]))
+
+    def candidates(self, root: int = 0) -> Calls:
         """Calls that may be layers, outermost first, each with its element path."""
-        found: list[tuple[int, str]] = []
+        parts: dict[int, tuple[str, Calls]] = {}
         twins = Counter(self.tape.frames[c].kind for c in self.children[root] if self.sums[c])
+        # Of one list several make the places fewer or the channels more: they are stages, not layers.
+        listed = [self.tape.frames[c] for c in self.children[root] if self.reshapes(c)]
+        reshaping = Counter((_owner(self.element(frame)), frame.kind) for frame in listed)
         for child in self.children[root]:
             frame = self.tape.frames[child]
             element = self.element(frame)
-            if element and self.work[child] < 2 and (element.rpartition(".")[0], frame.kind) not in self.repeated:
+            if element and self.work[child] < 2 and (_owner(element), frame.kind) not in self.repeated:
                 continue
             if not element and twins[frame.kind] > 1 and self.sums[child]:
                 element = frame.path or f"{frame.kind}"
-            if element:
-                inner = self._stage(child)
-                found += inner if inner else [(child, element)]
-            else:
-                found += self.candidates(child)
-        return found
+            stage = reshaping[_owner(element), frame.kind] > 1
+            parts[child] = (element, self._stage(child, stage) if element else self.candidates(child))
+        return [one for child, (element, inner) in parts.items() for one in self._alike(child, element, inner, parts)]
 
-    def _stage(self, frame: int) -> list[tuple[int, str]]:
-        """The layers inside an element that is itself a stack of layers: calls of one class, each with a residual."""
+    def _alike(self, child: int, element: str, inner: Calls, parts: dict[int, tuple[str, Calls]]) -> Calls:
+        """A call's layers; one that falls into parts, but is of the class of a call that is a layer, is a layer."""
+        if element and inner and not self._listed(inner):
+            for other, (name, within) in parts.items():
+                same = self.tape.frames[other].kind == self.tape.frames[child].kind
+                if same and _owner(name) == _owner(element) and not within and self.sums[other]:
+                    return [(child, element)]
+        return inner or ([(child, element)] if element else [])
+
+    def _listed(self, group: Calls) -> bool:
+        """Whether calls are elements of a list, not sibling calls of one class."""
+        return all(_owner(element) in self.tape.containers for _, element in group)
+
+    def _stage(self, frame: int, stage: bool) -> Calls:
+        """The layers inside an element that is itself a stack of layers: calls of one class, each with a residual.
+
+        A ``stage`` of a model of pictures may begin with what makes its places fewer or its channels more.
+        """
         inner = self.candidates(frame)
+        rest = inner
+        while len(rest) > 1 and self.reshapes(rest[0][0]) and self._begins(rest):
+            rest = rest[1:]
+        stage = stage and bool(rest) and self._listed(rest)
+        inner = rest if stage else inner
         kinds: dict[str, set[str]] = {}
         for f, element in inner:
-            kinds.setdefault(element.rpartition(".")[0], set()).add(self.tape.frames[f].kind)
+            kinds.setdefault(_owner(element), set()).add(self.tape.frames[f].kind)
         whole = [(f, e) for f, e in inner if self.sums[f]]
-        if not whole or any(len(k) > 1 for k in kinds.values()) or len(whole) < len(inner):
+        if not whole or len(whole) < len(inner[1:] if stage else inner):
             return []
-        if self.sums[frame] > sum(self.sums[f] for f, _ in inner):
-            return []  # additions of its own: it is the layer
-        if self.turns([f for f, _ in inner]) == len(inner) > 1:
+        if stage:
+            return inner  # its first layer may have a projected skip, or none
+        if self.reshapes(frame) and not self._listed(inner):
+            return []  # a layer that begins a stage
+        if any(len(k) > 1 for k in kinds.values()) or self.sums[frame] > sum(self.sums[f] for f, _ in inner):
+            return []  # parts of several kinds, or additions of its own: it is the layer
+        turns = self.turns([f for f, _ in inner])
+        if turns == len(inner) > 1:
             return []  # its sub-layers, each with an addition of its own
+        if turns == 1 and not self._listed(inner) and all(self.sums[f] == 1 for f, _ in inner):
+            if len({self.signature(f) for f, _ in inner}) > 1:
+                return []  # sub-layers of several kinds that do not take turns
         if len(inner) == 1 and self.tape.frames[frame].kind == self.tape.frames[inner[0][0]].kind:
             return []
         return inner
 
 
-def residual_sums(flow: Flow) -> list[int]:
-    """Sums of a value and something that weights made of it."""
-    found = []
-    for node in flow.nodes:
-        if node.kind == "sum" and len(node.inputs) > 1 and any(_unmixed(flow, i) == node.top for i in node.inputs):
-            if any(flow.nodes[i].kind in WEIGHTY for i in flow.between(node.top, node.index)):
-                found.append(node.index)
-    return found
-
-
-def _unmixed(flow: Flow, place: int) -> int:
-    """What a node is but for factors: of ``a * x``, ``x``."""
-    node = flow.nodes[place]
-    while node.kind in ("factor", "masked", "stop") or (node.kind == "sum" and len(node.inputs) == 1):
-        node = flow.nodes[node.inputs[0]]
-    return node.index
-
-
-def _turns(kinds: Sequence[frozenset[str]]) -> int:
-    """The period of a sequence that ends with a whole one; 1 if there is none, or none of some members that attend and
-    some that do not."""
-    attends = [any(words.KIND.get(name) in ("softmax", "sdpa") for name in kind) for kind in kinds]
-    if all(attends) or not any(attends):
-        return 1
-    for period in range(2, MOST_TURNS + 1):
-        if len(kinds) % period == 0 and all(a == b for a, b in zip(kinds, kinds[period:], strict=False)):
-            return period
-    return 1
-
-
-class Passing:
-    """How many needed values of a flow pass each place of the tape."""
-
-    def __init__(self, tape: Tape, flow: Flow) -> None:
-        size = len(tape.values) + 1
-        self.made = [0] * (size + 1)  # needed nodes before a place
-        change = [0] * (size + 1)
-        needed = _needed(tape, flow)
-        for i in needed:
-            begin = flow.nodes[i].value.index
-            end = max((flow.nodes[u].value.index for u in flow.users[i] if u in needed), default=size - 1)
-            self.made[begin + 1] += 1
-            change[begin + 1] += 1
-            change[end + 1] -= 1
-        self.count = [*accumulate(change)]
-        self.made = [*accumulate(self.made)]
-
-    def fewest(self, start: int, stop: int, last: bool) -> int:
-        """The first or last place from ``start`` to ``stop`` that the fewest values pass."""
-        places = [p for p in range(start, stop + 1) if self.count[p]] or [start]
-        least = min(self.count[p] for p in places)
-        return next(p for p in (reversed(places) if last else places) if self.count[p] == least)
-
-    def after(self, start: int, nodes: int) -> int:
-        """The place behind that many needed nodes."""
-        place = start
-        while place < len(self.made) - 2 and self.made[place] < self.made[start] + nodes:
-            place += 1
-        return place
-
-
-def _needed(tape: Tape, flow: Flow) -> set[int]:
-    stack = [flow.of[v.index] for _, v in tape.outputs if v.index in flow.of]
-    found: set[int] = set()
-    while stack:
-        i = stack.pop()
-        if i not in found:
-            found.add(i)
-            stack += flow.nodes[i].inputs
-    return found
+def _owner(element: str) -> str:
+    return element.rpartition(".")[0]
 
 
 def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
@@ -283,7 +268,7 @@ def runs(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
             ends = [max(frames.last[c] for c in layer.calls) + 1 for layer in layers]
             _bound(layers, ends, found[-1].layers[-1].stop if found else len(tape.inputs), passing)
         if all(len(layer.calls) == 1 for layer in layers):
-            layers = _in_turns(layers, frames.turns([layer.calls[0] for layer in layers]))
+            layers = _inturns(layers, frames.turns([layer.calls[0] for layer in layers]))
         container = _common([layer.path for layer in layers])
         found.append(Run(container, layers, framed))
     return found or _by_sums(tape, flows)
@@ -309,7 +294,9 @@ def _join(layers: list[Layer], frames: Frames, passing: Passing) -> None:
         return
     starts = []
     for layer in layers[1:]:
-        work = next(i for i in frames.worked if i >= layer.start)
+        work = next((i for i in frames.worked if i >= layer.start), layer.stop)
+        if work >= layer.stop:
+            return  # nothing but additions: none of them is the one before's
         place = passing.fewest(layer.start, work, last=False)
         if passing.count[place] == passing.count[layer.start] or not any(
             layer.start <= i < place for places in frames.places for i in places
@@ -321,7 +308,7 @@ def _join(layers: list[Layer], frames: Frames, passing: Passing) -> None:
     layers[-1].stop = passing.fewest(layers[-1].stop, len(passing.count) - 2, last=False)
 
 
-def _in_turns(layers: list[Layer], period: int) -> list[Layer]:
+def _inturns(layers: list[Layer], period: int) -> list[Layer]:
     """One layer of each ``period`` of them."""
     if period == 1:
         return layers
@@ -338,11 +325,11 @@ def _by_sums(tape: Tape, flows: Sequence[Flow]) -> list[Run]:
     if flow is None:
         return []
     layers, ends, kinds = _elements(tape, flow)
-    period = _turns(kinds)
+    period = turns(kinds)
     if not layers or (period == 1 and len(set(kinds)) > 1):
         return []
     _bound(layers, ends, len(tape.inputs), Passing(tape, flow))
-    return [Run("", _in_turns(layers, period), framed=False)]
+    return [Run("", _inturns(layers, period), framed=False)]
 
 
 def _elements(tape: Tape, flow: Flow) -> tuple[list[Layer], list[int], list[frozenset[str]]]:
@@ -370,9 +357,9 @@ def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tupl
     owners: list[set[str]] = []
     later: dict[str, int] = {}
     for position, (_, element) in enumerate(candidates):
-        later[element.rpartition(".")[0]] = position
+        later[_owner(element)] = position
     for position, (frame, element) in enumerate(candidates):
-        owner = element.rpartition(".")[0]
+        owner = _owner(element)
         joins = bool(groups) and (owner in owners[-1] or any(later[o] > position for o in owners[-1]))
         if joins:
             groups[-1].append((frame, element))
@@ -386,14 +373,14 @@ def _groups(candidates: list[tuple[int, str]], frames: Frames) -> list[list[tupl
 def _merged(group: list[tuple[int, str]], frames: Frames, framed: bool) -> list[Layer]:
     """One layer a call; or, where calls are parts of layers, from one element of the first list to the next."""
     layers: list[Layer] = []
-    first = group[0][1].rpartition(".")[0]
+    first = _owner(group[0][1])
     seen: set[str] = set()
     for frame, element in group:
         path = frames.tape.frames[frame].path
         own = element == path
         new = not layers or (framed and own)
         if not new and not framed:
-            new = element.rpartition(".")[0] == first and (element != layers[-1].path or path in seen)
+            new = _owner(element) == first and (element != layers[-1].path or path in seen)
         elif not new:
             new = element != layers[-1].path or path in seen
         if new:
@@ -407,4 +394,4 @@ def _merged(group: list[tuple[int, str]], frames: Frames, framed: bool) -> list[
 
 
 def _common(paths: list[str]) -> str:
-    return paths[0].rpartition(".")[0] if paths else ""
+    return _owner(paths[0]) if paths else ""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sublayer.audit import vocabulary
+from sublayer.audit.axes import CHANNELS, along
 from sublayer.audit.norms import native, recognise
 from sublayer.audit.tape import Value, values_in
 
@@ -17,7 +18,7 @@ LIVE, MEMORY, WEIGHT, SIDE = 1, 2, 4, 8  # what a value descends from: the data,
 def other(flow: "Flow", value: Value, live: list[Value], kind: str) -> None:
     """A call without a meaning of its own: taken by its shapes."""
     inputs = tuple(dict.fromkeys(flow.of[s.index] for s in live))
-    if not kind or kind in ("add", "mul", "div"):
+    if not kind or kind in ("add", "mul", "div", "batchnorm"):
         elementwise = value.shape == live[0].shape or len(value.shape) >= len(live[0].shape)
         kind = "pointwise" if elementwise else "opaque"
     weights = tuple(s for s in value.sources if flow.kinds[s.index] & WEIGHT and not flow.is_live(s))
@@ -84,7 +85,8 @@ def one_map(flow: "Flow", value: Value, inputs: tuple[int, ...]) -> "Node | None
             found = [map_of(flow, i, node.inputs[0]) for i in inputs]
             if all(one is not None for one in found):
                 operands = tuple(dict.fromkeys(w for one in found for w in one or ()))
-                return flow.add("linear", node.inputs, value, operands=operands, first=True)
+                detail = {k: node.detail[k] for k in ("along",) if k in node.detail}
+                return flow.add("linear", node.inputs, value, operands=operands, first=True, **detail)
         node = flow.nodes[node.inputs[0]]
     return None
 
@@ -132,6 +134,18 @@ def multiply(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
     return times(flow, value, flow.of[both[0].index], other)
 
 
+def scaled_sum(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """``offset + gain * a``, the affine map of each channel that some models have in the place of a norm."""
+    start, left, right = value.args[:3]
+    if flow.is_live(start) or flow.is_live(left) == flow.is_live(right) or value.kwargs.get("value", 1) != 1:
+        return None
+    gain, data = (left, right) if flow.is_live(right) else (right, left)
+    if not (flow.is_weight(start) and flow.is_weight(gain)):
+        return None
+    node = times(flow, value, flow.of[data.index], gain)
+    return offset(flow, value, node.index, [start]) if node else None
+
+
 def divide(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
     """``a / b``."""
     left, right = value.args[0], value.args[1]
@@ -162,11 +176,20 @@ def times(flow: "Flow", value: Value, index: int, other: Any) -> "Node | None":
     for n in other.shape:
         size *= n
     node = flow.nodes[index]
-    wide = max(other.shape, default=1) == size
+    wide = max(other.shape, default=1) == size and runs_along_channels(flow, value, other)
     if size > 1 and wide and node.kind == "norm" and not node.detail.get("gain") and not node.detail.get("offset"):
         return flow.add("norm", node.inputs, value, operands=(*node.operands, other), **{**node.detail, "gain": True})
     shape = "one" if size == 1 else "channel" if wide else "other"
     return flow.add("factor", (index,), value, operands=(other,), shape=shape, part=cut(flow, other))
+
+
+def runs_along_channels(flow: "Flow", value: Value, other: Value) -> bool:
+    """Whether a vector that multiplies a value has an entry a channel; of text it is taken to."""
+    if not flow.pictured:
+        return True
+    axes = flow.axes[value.index]
+    places = [d - len(other.shape) for d, n in enumerate(other.shape) if n != 1]
+    return all(len(axes) >= -d and {role for _, role in axes[d]} == {CHANNELS} for d in places)
 
 
 def cut(flow: "Flow", value: Value) -> tuple[Any, ...]:
@@ -185,6 +208,10 @@ def product(flow: "Flow", value: Value, left: int, right: int) -> "Node | None":
     norm = recognise(flow, node)
     if norm is not None:
         source, detail = norm
+        if flow.pictured:
+            steps = flow.between(source, node.index)
+            taken = [flow.nodes[i].detail["along"] for i in steps if flow.nodes[i].kind == "reduce"]
+            detail["along"] = frozenset().union(*taken)
         return flow.add("norm", (source,), value, **detail)
     return node
 
@@ -244,7 +271,7 @@ def convolution(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
 def part_of(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
     """A part of a node. A part of what a linear map gives is what a part of the map gives."""
     source = live[0]
-    if value.shape == source.shape:
+    if math.prod(value.shape) == math.prod(source.shape):
         flow.of[value.index] = flow.of[source.index]
         return flow.node(source)
     node = flow.node(source)
@@ -258,10 +285,21 @@ def part_of(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
     return flow.add("slice", (node.index,), value, axis=axis)
 
 
+def moved(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """A shift or padding; by nothing it is the same value."""
+    by = value.args[1] if len(value.args) > 1 else None
+    if value.name in ("constant_pad_nd", "roll") and isinstance(by, list | tuple) and not any(by):
+        flow.of[value.index] = flow.of[live[0].index]
+        return flow.node(live[0])
+    return None
+
+
 def keeps_tokens(flow: "Flow", value: Value, source: Value, axis: int) -> bool:
     """Whether a slice leaves out channels only: every position of every row is still there."""
     if axis >= len(source.shape):
         return False
+    if flow.pictured:
+        return along(flow, value) == {CHANNELS}
     rows, length = flow.tokens
     if not length:
         return value.shape[:2] == source.shape[:2] and len(source.shape) > 2
@@ -286,6 +324,21 @@ def one_call_norm(flow: "Flow", value: Value, live: list[Value]) -> "Node | None
         return None
     weights = tuple(s for s in value.sources if s is not data and flow.kinds[s.index] & WEIGHT)
     return flow.add("norm", (flow.of[data.index],), value, operands=weights, **detail)
+
+
+def batch_norm(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
+    """A batch norm in evaluation, an affine map of each channel: behind a matrix or a convolution a part of it."""
+    data = value.args[0]
+    if value.output != 0 or not flow.is_live(data) or value.args[5]:
+        return None
+    node = flow.node(data)
+    weights = tuple(s for s in value.sources if flow.kinds[s.index] & WEIGHT and not flow.is_live(s))
+    if node.kind in ("linear", "conv") and flow.read_once(data, node):
+        operands = (*node.operands, *weights)
+        return flow.add(node.kind, node.inputs, value, operands=operands, **{**node.detail, "offset": True})
+    learned = [isinstance(a, Value) for a in value.args[1:3]]
+    detail = {"norm": "batchnorm", "eps": value.args[7], "gain": learned[0], "offset": learned[1], "over": 0}
+    return flow.add("norm", (node.index,), value, operands=weights, **detail)
 
 
 def fused_attention(flow: "Flow", value: Value, live: list[Value]) -> "Node | None":
@@ -330,10 +383,13 @@ BUILDERS: dict[str, Callable[["Flow", Value, list[Value]], "Node | None"]] = {
     "mul": multiply,
     "div": divide,
     "lerp": interpolate,
+    "addcmul": scaled_sum,
     "matmul": matmul,
     "convolution": convolution,
     "slice": part_of,
     "norm": one_call_norm,
+    "batchnorm": batch_norm,
+    "shift": moved,
     "sdpa": fused_attention,
     "reduce": reduction,
     "embedding": embedding,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sublayer.audit import vocabulary as words
-from sublayer.audit.tape import Replay, Value, values_in
+from sublayer.audit.tape import MOST_ELEMENTS, Replay, Value, values_in
 
 if TYPE_CHECKING:
     from sublayer.audit.flow import Flow, Node
@@ -151,13 +151,15 @@ def _measure(flow: "Flow", start: Value, end: Value) -> dict[str, Any] | None:
     """Run the calls from ``start`` to ``end`` on numbers and see what stays the same."""
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(start.shape, generator=generator)
-    if data.dim() == 0 or data.numel() > 1 << 22:
+    if data.dim() == 0 or data.numel() > MOST_ELEMENTS:
         return None
 
     def run(numbers: Tensor) -> Tensor | None:
         given: dict[int, Tensor] = {start.index: numbers.to(start.dtype)}
 
         def leaf(v: Value) -> Tensor | None:
+            if v.real is None and math.prod(v.shape) > MOST_ELEMENTS:
+                return None  # no gain of a norm
             return v.real if v.real is not None else torch.ones(v.shape, dtype=v.dtype)
 
         result = Replay(given, leaf)(end)

@@ -1,12 +1,15 @@
 """`audit`: from a model to the wiring of its layers."""
 
+import contextlib
+import gc
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sublayer.audit import facts as fact
-from sublayer.audit.branches import Unread
+from sublayer.audit.acts import Unread
 from sublayer.audit.depths import Elsewhere, other_depths
 from sublayer.audit.designs import Written, write
 from sublayer.audit.findings import broken_shape, findings
@@ -20,6 +23,7 @@ from sublayer.audit.tape import Tape, Value
 from sublayer.audit.target import Target, open_target
 from sublayer.audit.trace import trace
 
+NORMS = ("layernorm", "rmsnorm", "dyt")  # what `norm` may stand for
 MOST_STACKS = 12  # runs of layers: more are parts of layers that do not follow one another
 
 
@@ -45,6 +49,24 @@ def audit(target: Any, *, inputs: Any = None, verify: bool = False) -> Audit:
     Raises:
         AuditError: the target cannot be built or run; the message says what was tried.
     """
+    with _garbage_kept():
+        return _audit(target, inputs, verify)
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No collection of garbage meanwhile: an audit makes a million small objects, drops them together at its end, and
+    each look at them costs as much as a layer."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _audit(target: Any, inputs: Any, verify: bool) -> Audit:
     begin = time.perf_counter()
     opened = open_target(target, inputs)
     tape, used, failures = _run(opened)
@@ -174,7 +196,9 @@ def _configured(config: Any) -> str:
     except Exception:  # a config of somebody else's that cannot be written out has nothing to say
         return ""
     known = {"layernorm": "layernorm", "rmsnorm": "rmsnorm", "dyt": "dyt"}
-    kinds = {known.get(v.lower().replace("_", "")) for v in fields.values() if isinstance(v, str)} - {None}
+    # (The norm of queries and keys is a kind of its own.)
+    said = [v for name, v in fields.items() if isinstance(v, str) and "qk" not in name]
+    kinds = {known.get(v.lower().replace("_", "")) for v in said} - {None}
     return str(kinds.pop()) if len(kinds) == 1 else ""
 
 
@@ -256,7 +280,10 @@ def _stack(one: Found, other: Elsewhere | None, alive: set[int], tape: Tape) -> 
     for i, layer in enumerate(reading.layers):
         layers.append(_layer(i, layer.reading, layer.unknown, layer.layer, written, facts, needed, owners))
     kinds = Counter(
-        n.kind for layer in layers for n in layer.norms if n.where.startswith(("input", "output", "stream"))
+        n.kind
+        for layer in layers
+        for n in layer.norms
+        if n.where.startswith(("input", "output", "stream")) and n.kind in NORMS
     )
     notes = list(reading.remarks) + (_remarks(reading.final) if reading.final else [])
     return Stack(

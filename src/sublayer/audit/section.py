@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sublayer.audit.branches import WIRING, Branch, BranchReader, Unread
+from sublayer.audit.acts import Unread
+from sublayer.audit.axes import CHANNELS, PLACES
+from sublayer.audit.branches import WIRING, Branch, BranchReader
 from sublayer.audit.flow import Flow, Node
+from sublayer.audit.places import averages, joined_places, rewritten
 
 MOST_STATEMENTS = 200
+MOST_OF_A_QUERY = 200  # nodes from a query to what is added to it
+PASSED = ("norm", "conv", "pool", "reduce", "slice", "join")  # what a query may go through behind its projection
+NORMS_OF_MORE = {
+    "batchnorm": "op stands for a batch norm: in evaluation a fixed gain and offset for each channel",
+    "groupnorm": "op stands for a group norm: its statistics run over positions",
+}
 
 
 @dataclass
@@ -55,10 +64,13 @@ class SectionReader:
         width: channels of the stream.
         length: positions in the run.
         plain: the norm that the notation's ``norm`` stands for.
+        ends: whether the section comes after the layers: a mean over all positions is how a head begins there.
     """
 
-    def __init__(self, flow: Flow, inputs: Mapping[int, str], width: int, length: int, plain: str) -> None:
-        self.flow = flow
+    def __init__(
+        self, flow: Flow, inputs: Mapping[int, str], width: int, length: int, plain: str, ends: bool = False
+    ) -> None:
+        self.flow, self.behind = flow, ends
         self.inputs = dict(inputs)
         self.width = width
         self.plain = plain
@@ -67,6 +79,7 @@ class SectionReader:
         self.names: dict[int, str] = dict(inputs)
         self._groups: dict[Any, str] = {}
         self._residual: dict[int, bool] = {}
+        self._ways: dict[Any, Any] = {}  # how each set of parameters of a sub-layer was first used
         self._slots: list[float] = []  # factors of the values in the statement that is being written
 
     def read(self, node: int) -> str:
@@ -133,23 +146,53 @@ class SectionReader:
         if node.kind == "masked" or (node.kind == "slice" and self._whole_channels(node)):
             self.reading.remarks.append("positions are masked or left out on the stream")
             return self.read(node.inputs[0])
+        if self.behind and averages(self.flow, node):
+            self.reading.remarks.append("positions are averaged")
+            return self.read(node.inputs[0])
+        if (held := joined_places(self.flow, node)) is not None and len(held) == 1:
+            self.reading.remarks.append("learned positions are put beside those of the stream")
+            return self.read(held[0])
+        if held and all(i in self.inputs or self._is_stream(i) for i in held):
+            self.reading.remarks.append("op stands for the positions of two values side by side")
+            return f"op({', '.join([self.read(i) for i in held])})"
+        if (part := rewritten(self.flow, node)) is not None:
+            few, all_of_them = (self.flow.places(self.flow.nodes[i].value) for i in (part, node.index))
+            self.reading.remarks.append(f"{max(few, 1)} of {all_of_them} positions change, the others pass as they are")
+            return self.read(part)
         if node.kind == "join" and self._is_concatenation(node):
             self.reading.remarks.append("op stands for values side by side, channel by channel")
             return f"op({', '.join([self.read(i) for i in node.inputs])})"
-        return self._joined(node) or self._branch(self.branches.read(node.index))
+        return self._joined(node) or self._sub_layer(node)
+
+    def _sub_layer(self, node: Node) -> str:
+        try:
+            return self._branch(self.branches.read(node.index))
+        except Unread:
+            within = self.flow.between(node.top, node.index) if node.top >= 0 else []
+            if not self.branches.gates_itself(node, within):
+                raise
+        self.reading.remarks.append("op stands for a gate made of the mean over positions, on the stream itself")
+        weights = tuple(dict.fromkeys(w for i in within for w in self._weights(self.flow.nodes[i])))
+        return f"{self._site('op', weights)}({self.read(node.top)})"
 
     def _branch(self, branch: Branch) -> str:
         inner = self.read(branch.source)
         self.reading.branches.append(branch)
         weights = tuple(w for i in branch.content for w in self._weights(self.flow.nodes[i]))
-        return f"{self._site(branch.op, tuple(dict.fromkeys(weights)))}({inner})"
+        # One set of weights used in two ways is two operators: a result that is also resampled, say.
+        moves = [self.flow.nodes[i].value for i in branch.content if self.flow.nodes[i].kind in ("pool", "shift")]
+        ways = tuple((v.name, v.shape) for v in moves)
+        if weights and self._ways.setdefault((branch.op, weights), ways) != ways:
+            self.reading.remarks.append("sub-layers with one set of parameters differ in how they resample")
+        return f"{self._site(branch.op, (*dict.fromkeys(weights), *ways))}({inner})"
 
     def _joined(self, node: Node) -> str | None:
         """One matrix over the results of several sub-layers side by side, ``[W_o | W_2]``: a sum of sub-layers."""
         source = self.flow.nodes[node.inputs[0]] if node.kind == "linear" else None
         if source is None or source.index in self.inputs or source.kind != "join" or len(source.inputs) < 2:
             return None
-        if sum(self.flow.nodes[i].width for i in source.inputs) != source.width:
+        parts = source.value.args[0] if source.value.name == "cat" else ()  # heads may lie side by side in them
+        if sum(v.shape[-1] for v in parts) != source.width or len(parts) != len(source.inputs):
             return None
         try:
             found = [self.branches.read(i, linear=True) for i in source.inputs]
@@ -163,6 +206,9 @@ class SectionReader:
         return " + ".join(self._branch(b) for b in found)
 
     def _whole_channels(self, node: Node) -> bool:
+        if self.flow.pictured:
+            whole = node.inputs[0] in self.inputs or self._is_stream(node.inputs[0])
+            return node.detail["along"] == {PLACES} and (whole or node.width == self.width)
         shape = self.flow.nodes[node.inputs[0]].value.shape
         return 0 <= node.detail.get("axis", -1) < len(shape) - 1 and node.width == self.width
 
@@ -210,11 +256,38 @@ class SectionReader:
     def _is_stream(self, place: int) -> bool:
         node = self.flow.nodes[place]
         if node.kind == "join":
-            return self._is_concatenation(node)
+            return self._is_concatenation(node) or rewritten(self.flow, node) is not None
         if node.kind != "sum" or len(node.inputs) < 2 or not self.is_residual(node):
+            return False
+        if self._of_its_query(node):
             return False
         # A bottleneck has a stream of its own; a mean that is subtracted, or a shift in time, makes none.
         return node.width == self.width or self._adds_weights(node)
+
+    def _of_its_query(self, node: Node) -> bool:
+        """Whether a sum adds an attention's own query to what it attends to: a skip within the sub-layer.
+
+        The query takes part as it is, or by scores that a learned vector gives it, not by a projection of it.
+        """
+        nodes = self.flow.nodes
+        query = next((t for t in node.inputs if all(o == t or self.flow.reaches(t, o) for o in node.inputs)), -1)
+        place = query
+        while place >= 0 and place not in self.inputs and nodes[place].kind in PASSED:
+            place = nodes[place].top
+        if place < 0 or place in self.inputs or nodes[place].kind != "linear":
+            return False
+        inside = self.flow.between(query, node.index, MOST_OF_A_QUERY)
+        stack = [j for i in inside if nodes[i].kind in ("matmul", "core", "product") for j in nodes[i].inputs]
+        seen: set[int] = set()
+        while stack:
+            i = stack.pop()
+            if i == query:
+                return True
+            projected = nodes[i].kind == "linear" and nodes[i].width > 1
+            if i > query and i not in seen and not projected and nodes[i].kind not in ("conv", "core", "matmul"):
+                seen.add(i)
+                stack += nodes[i].inputs
+        return False
 
     def _adds_weights(self, node: Node) -> bool:
         nodes = self.flow.nodes
@@ -227,6 +300,12 @@ class SectionReader:
         nodes = self.flow.nodes
         if len(node.inputs) < 2 or sum(nodes[i].width for i in node.inputs) != node.width:
             return False
+        if (
+            self.flow.pictured
+            and node.detail["along"] == {CHANNELS}
+            and all(i in self.inputs or self._is_stream(i) for i in node.inputs)
+        ):
+            return True
         return any(i in self.inputs for i in node.inputs) and all(
             i in self.inputs or nodes[i].kind in ("norm", "factor") or self._is_stream(i) for i in node.inputs
         )
@@ -262,11 +341,19 @@ class SectionReader:
         inner = self.read(node.inputs[0])
         kind = node.detail["norm"]
         self.reading.norms.append((node.index, ""))
+        if PLACES in node.detail.get("along", ()) and kind in ("layernorm", "rmsnorm"):
+            merged = node.width // max(1, self.flow.nodes[node.inputs[0]].width)
+            if merged < 2:
+                self.reading.remarks.append(f"op stands for a {kind} whose statistics run over positions too")
+                return f"{self._site('op', self._weights(node))}({inner})"
+            self.reading.remarks.append(f"a norm of {merged} positions side by side, as one token")
         if kind not in ("layernorm", "rmsnorm"):
             if kind == "l2norm":
                 kind = "rmsnorm"
                 self.reading.remarks.append("a norm divides by the length, not by the root of the mean square")
             else:
+                if kind in NORMS_OF_MORE:
+                    self.reading.remarks.append(NORMS_OF_MORE[kind])
                 return f"{self._site('op', self._weights(node))}({inner})"
         return f"{self._site('norm' if kind == self.plain else kind, self._weights(node))}({inner})"
 

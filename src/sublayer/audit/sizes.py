@@ -42,7 +42,10 @@ class Sizes:
             if isinstance(n, int)
         }
         first = min(self.vocabulary, 1 << 16)
-        self.allowed = [i for i in range(3, first) if i not in special] or list(range(max(first, 1)))
+        plain = torch.ones(max(first, 1), dtype=torch.bool)
+        plain[: min(3, first)] = False
+        plain[[int(i) for i in special if 0 <= i < first]] = False
+        self.allowed = plain.nonzero().flatten() if bool(plain.any()) else torch.arange(max(first, 1))
 
     @staticmethod
     def _bounds_length(name: str, value: Any) -> bool:
@@ -78,7 +81,7 @@ class Sizes:
     def ids(self, length: int) -> Tensor:
         """``[2, length]`` ids that mean nothing special."""
         pick = torch.randint(len(self.allowed), (BATCH, length), generator=self.generator)
-        return torch.tensor(self.allowed)[pick]
+        return self.allowed[pick]
 
     def floats(self, *shape: int) -> Tensor:
         """Random numbers; of big tensors, zeros: memory that is never touched costs nothing."""

@@ -5,7 +5,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 
-from sublayer.audit.branches import Unread
+from sublayer.audit.acts import Unread
+from sublayer.audit.ends import EndReader
 from sublayer.audit.flow import Flow
 from sublayer.audit.layers import Layer, Run
 from sublayer.audit.section import Reading, SectionReader
@@ -92,6 +93,13 @@ def only(block: str, results: set[str]) -> Design | None:
         return None
 
 
+def _apart(one: LayerReading, other: LayerReading) -> int:
+    """In how many factors two readings differ; all, where they do not have the same ones."""
+    if one.template != other.template:
+        return max(len(one.factors), len(other.factors))
+    return sum(a != b for a, b in zip(one.factors, other.factors, strict=True))
+
+
 class StackReader:
     """Reads one run of layers in the flow that goes through it.
 
@@ -143,6 +151,9 @@ class StackReader:
         bypass = set(crossings[0]).intersection(*crossings[1:])
         inside = [self._reads(layer) for layer in layers]
         bypass = {i for i in bypass if not any(i in reads for reads in inside)}
+        around = EndReader(self.flow, self._section, self.needed, self.output, self.floor)
+        if self.last:
+            bypass -= around.beside(set(crossings[-1]) - bypass, bypass)
         crossings = [[i for i in c if i not in bypass] for c in crossings]
         counts = {len(c) for c in crossings[:-1]}
         if not all(crossings):
@@ -151,16 +162,17 @@ class StackReader:
             raise Unread(f"{max(counts)} separate values pass from layer to layer: more than a carried stream or two")
         self._check_lanes(crossings)
         names = self._names(crossings)
-        width = self.flow.nodes[next(i for i, n in names[0].items() if n == "x")].width
-        found = [self._layer(layer, names[k], names[k + 1], width) for k, layer in enumerate(layers)]
-        self._rename_last(found, names, width)
+        widths = [next(self.flow.nodes[i].width for i, n in one.items() if n == "x") for one in names]
+        found = [self._layer(layer, names[k], names[k + 1], widths[k + 1]) for k, layer in enumerate(layers)]
+        self._rename_last(found, names, widths[-1])
         self._patterns(found, names)
         # Streams that start as one value are one value at the first boundary.
         streams = {n for later in names[1:] for n in later.values()}
         start = next(i for i, n in names[0].items() if n == "x")
         also = dict.fromkeys(sorted(streams - set(names[0].values())), start)
-        root, embed, remarks = self._embed(names[0], width, also)
-        final = self._final(names[-1], width)
+        root, embed, remarks = around.embed(names[0], widths[0], also)
+        final = around.final(names[-1], widths[-1], self.last)
+        width = max(widths, key=lambda w: (widths.count(w), w == widths[-1]))
         return StackReading(self.run, self.flow, found, embed, final, width, root, names, remarks)
 
     def _check_lanes(self, crossings: list[list[int]]) -> None:
@@ -170,9 +182,9 @@ class StackReader:
         fixed = {i for one, other in pairwise(crossings) for i in one if i in other}  # not updated by a layer
         for i in {i for crossing in crossings for i in crossing}:
             shape = self.flow.nodes[i].value.shape
+            if self.flow.pictured and not self.flow.is_followed(i):
+                raise Unread("it cannot be told which axis of the stream holds its channels")
             if not length:
-                if len(shape) == 4 and shape[2] == shape[3] != shape[1]:
-                    raise Unread("the stream has its channels before its places, as in a convolutional network")
                 continue
             if len(shape) < 4:
                 continue
@@ -276,12 +288,15 @@ class StackReader:
             return
         streams = sorted({n for boundary in names[:-1] for n in boundary.values()}, key=STREAMS.index)
         nodes = list(names[-1])
+        alike: list[tuple[int, LayerReading, dict[int, str]]] = []
         for order in permutations(streams, min(len(nodes), len(streams))):
             again = dict(zip(nodes, order, strict=False))
             last = self._layer(found[-1].layer, names[-2], again, width)
             if last.reading and found[-2].reading and same_results(found[-2].reading, last.reading, set(order)):
-                found[-1], names[-1] = last, again
-                return
+                alike.append((_apart(found[-2], last), last, again))
+        if alike:
+            # Two streams may be sums of the same terms: then their factors tell them apart.
+            _, found[-1], names[-1] = min(alike, key=lambda each: each[0])
 
     def _layer(self, layer: Layer, before: dict[int, str], after: dict[int, str], width: int) -> LayerReading:
         try:
@@ -300,89 +315,16 @@ class StackReader:
         return any(i in self.needed and self.flow.nodes[i].kind in ("linear", "core", "matmul") for i in made)
 
     def _section(
-        self, before: dict[int, str], after: dict[int, str], width: int, also: dict[str, int] | None = None
+        self,
+        before: dict[int, str],
+        after: dict[int, str],
+        width: int,
+        also: dict[str, int] | None = None,
+        *,
+        ends: bool = False,
     ) -> Reading:
-        """Statements from the values named ``before`` to those named ``after``; ``also`` holds more names of values."""
-        reader = SectionReader(self.flow, before, width, self.length, self.plain)
+        """Statements from the values named ``before`` to those named ``after``; ``also`` holds more names of values,
+        ``ends`` says that this is what comes after the layers."""
+        reader = SectionReader(self.flow, before, width, self.length, self.plain, ends)
         reader.ends({name: node for node, name in after.items()} | (also or {}))
         return reader.reading
-
-    def _embed(self, first: dict[int, str], width: int, also: dict[str, int]) -> tuple[int, Reading | None, list[str]]:
-        """What happens to the stream between the embedding and the first layer.
-
-        The embedding is the highest single value from which the way to the first layer can be read.
-        """
-        nodes = self.flow.nodes
-        chain = [min(first)]
-        for node in first:
-            chain[0] = self.flow.meet(chain[0], node)
-        while chain[-1] >= 0 and nodes[chain[-1]].inputs:
-            chain.append(nodes[chain[-1]].top)
-        # Nothing is followed into a stack that came before.
-        candidates = [i for i in reversed(chain) if i >= 0 and nodes[i].value.index >= self.floor] or chain[:1]
-        for root in candidates:
-            if nodes[root].kind == "source" and nodes[root].value.dtype.is_floating_point is False:
-                continue
-            try:
-                reading = self._section({root: "e"}, first, width, also)
-            except Unread:
-                continue
-            if self._plain_start(reading, root):
-                return root, reading, []
-        return candidates[-1] if candidates else -1, None, ["what is done before the first layer could not be read"]
-
-    def _plain_start(self, reading: Reading, root: int) -> bool:
-        ops = reading.ops
-        if not any(op in ("op", "mixer", "moe") for op in ops):
-            return True
-        # An embedding that is normed and then brought to the stream's width.
-        below = [b for b in reading.branches if b.op == "op"]
-        normed = {n for n, _ in reading.norms}
-        return ops == ["op"] and below[0].source in normed and self.flow.nodes[below[0].source].inputs == (root,)
-
-    def _final(self, last: dict[int, str], width: int) -> Reading | None:
-        """What happens to the stream after the last layer and before the head."""
-        end = self._head() if self.last else None
-        if end is not None and end not in last:
-            try:
-                reading = self._section(last, {end: "x"}, width)
-                if not any(op in ("op", "mixer", "moe") for op in reading.ops):
-                    return reading
-            except Unread:
-                pass
-        # The head is more than a matrix: only norms and sums that come first are the stream's.
-        place = self._forward(last)
-        try:
-            return self._section(last, {place: "x"}, width)
-        except Unread:
-            return None
-
-    def _head(self) -> int | None:
-        """The node that the head's matrix reads, or the output itself where there is no head."""
-        nodes = self.flow.nodes
-        place = self.output
-        if self._is_stream_like(place):
-            return place
-        for _ in range(8):
-            node = nodes[place]
-            if node.kind == "linear":
-                return node.inputs[0]
-            if len(node.inputs) != 1:
-                return None
-            place = node.inputs[0]
-        return None
-
-    def _is_stream_like(self, place: int) -> bool:
-        return self.flow.nodes[place].kind in ("norm", "sum", "factor", "stop")
-
-    def _forward(self, last: dict[int, str]) -> int:
-        """The furthest value that norms, sums and factors alone make of the streams."""
-        nodes = self.flow.nodes
-        reached = set(last)
-        for i in sorted(self.needed):
-            if i <= min(last) or i in reached or not nodes[i].inputs:
-                continue
-            if nodes[i].kind in ("norm", "sum", "factor", "stop") and all(j in reached for j in nodes[i].inputs):
-                reached.add(i)
-        new = [i for i in reached if i not in last]
-        return max(new) if new else next(i for i, n in last.items() if n == "x")

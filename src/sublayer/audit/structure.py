@@ -22,26 +22,37 @@ MEMORIES = frozenset({"context", "memory", "encoder_hidden_states"})  # what cro
 
 def guesses(sizes: Sizes, parameters: dict[str, inspect.Parameter]) -> Iterator[Guess]:
     """Guess from the names and annotations of forward's parameters and from what the first layers are."""
-    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    required = [n for n, p in parameters.items() if p.default is p.empty]
     required = required or [*parameters][:1] or ["input"]
     memories = _memories(sizes.module, parameters, required)
     for kind in _kinds(sizes, required[0]):
         for first, second in _pairs(sizes, kind):
             for bare in (True, False):
-                args: list[Any] = []
+                values: list[Any] = []
                 main = []
                 for i, name in enumerate(required):
                     value = _argument(sizes, name, parameters.get(name), first if i == 0 else second, bare)
-                    args.append(value)
+                    values.append(value)
                     if isinstance(value, Tensor) and "mask" not in name:
                         main.append(name)
-                told = f"forward was given {', '.join(_say(n, a) for n, a in zip(required, args, strict=True))}"
-                yield tuple(args), {}, tuple(main), told
+                told = f"forward was given {', '.join(_say(n, a) for n, a in zip(required, values, strict=True))}"
+                args, named = _by_position(parameters, dict(zip(required, values, strict=True)))
+                yield args, named, tuple(main), told
                 for name in memories:
                     memory = sizes.floats(BATCH, sizes.second, next(_widths(sizes.module), 64))
-                    yield tuple(args), {name: memory}, tuple(main), f"{told}, {_say(name, memory)}"
+                    yield args, {**named, name: memory}, tuple(main), f"{told}, {_say(name, memory)}"
                 if not any("mask" in n for n in required):
                     break
+
+
+def _by_position(
+    parameters: dict[str, inspect.Parameter], values: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that go by position, and those that forward takes by name only."""
+    named = {
+        n: v for n, v in values.items() if n in parameters and parameters[n].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return tuple(v for n, v in values.items() if n not in named), named
 
 
 def _memories(module: nn.Module, parameters: dict[str, inspect.Parameter], required: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run of a model computed, as a tape of values: each made by one ATen call inside one call of a module."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,11 @@ class Value:
     def sources(self) -> tuple["Value", ...]:
         """The values among its arguments, in their order."""
         if self._sources is None:
-            self._sources = tuple(values_in(self.args)) + tuple(values_in(self.kwargs))
+            found: list[Value] = []
+            _gather(self.args, found)
+            if self.kwargs:
+                _gather(self.kwargs.values(), found)
+            self._sources = tuple(found)
         return self._sources
 
     def __repr__(self) -> str:
@@ -83,6 +87,17 @@ def values_in(tree: Any) -> Iterator[Value]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from values_in(item)
+
+
+def _gather(items: Iterable[Any], found: list[Value]) -> None:
+    """`values_in` for the arguments of a call, without a generator for each: a tape has tens of thousands."""
+    for item in items:
+        if type(item) is Value:
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            _gather(item, found)
+        elif isinstance(item, dict):
+            _gather(item.values(), found)
 
 
 def replace(tree: Any, new: Callable[[Value], Any]) -> Any:

@@ -7,8 +7,11 @@ Python code that looks at them takes its real path.
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +20,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sublayer.audit import standins
 from sublayer.audit.inputs import Inputs
-from sublayer.audit.shortcuts import shortcut, whole_attention
+from sublayer.audit.recurrent import whole_recurrence
+from sublayer.audit.shortcuts import result_of, whole_attention
 from sublayer.audit.tape import ALIAS, WRITTEN, Frame, Replay, Tape, Value
 from sublayer.audit.target import undisturbed
 
 META = torch.device("meta")
 CHOICES = "the places that weights choose (top-k, the largest) were taken one after the other"
+
+
+def _references(items: list[Any]) -> list[int]:
+    """How many references there are to each item, those that counting takes included."""
+    return [sys.getrefcount(item) for item in items]
+
+
+_KEPT = [object()]
+OUR_REFERENCES = _references([*_KEPT])[0]  # to what is in two lists, as `kept` and `storages` are
+
+
+class _Operator(NamedTuple):
+    """What there is to know of an ATen operator: its name without the overload, how it is stood in for, which arguments
+    it writes to, and whether it makes a tensor out of nothing."""
+
+    func: Any
+    name: str
+    standin: Callable[..., Any] | None
+    writes: tuple[int, ...]
+    on_cpu: bool
+
+
+@cache
+def _operator(func: Any) -> _Operator:
+    schema = func._schema
+    name = schema.name.rpartition("::")[2]
+    writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return _Operator(func, name, standins.STANDINS.get(name), tuple(writes), func in standins.FACTORIES_ON_CPU)
 
 
 class Recorder(TorchDispatchMode):
@@ -93,7 +125,7 @@ class Recorder(TorchDispatchMode):
     # --- the mode -------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.rpartition("::")[2]
+        operator = _operator(func)
         values: list[Any] = []
         twins: list[Any] = []
         for arg in args:
@@ -102,26 +134,23 @@ class Recorder(TorchDispatchMode):
             twins.append(twin)
         value_kwargs: dict[str, Any] = {}
         twin_kwargs: dict[str, Any] = {}
-        for key, arg in (kwargs or {}).items():
-            value_kwargs[key], twin_kwargs[key] = self._enter(arg)
-        if "device" in twin_kwargs or func in standins.FACTORIES_ON_CPU:
+        if kwargs:
+            for key, arg in kwargs.items():
+                value_kwargs[key], twin_kwargs[key] = self._enter(arg)
+        if operator.on_cpu or "device" in twin_kwargs:
             twin_kwargs["device"] = META
-        standin = standins.STANDINS.get(name)
-        if standin is not None:
-            result = standin(self, func, args, twins, twin_kwargs)
+        if operator.standin is not None:
+            result = operator.standin(self, func, args, twins, twin_kwargs)
         else:
-            result = shortcut(name, twins, twin_kwargs)
-            if result is None:
-                result = func(*twins, **twin_kwargs)
-        self._record(func, name, args, tuple(values), value_kwargs, twins, result)
+            result = result_of(func, twins, twin_kwargs)
+        self._record(operator, tuple(values), value_kwargs, twins, result)
         return result
 
-    def enter(self, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
+    def enter(self, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor | tuple[Tensor, ...]) -> None:
         """Record a call whose result is already there."""
         pairs = [self._enter(arg) for arg in args]
         values = {key: self._enter(arg)[0] for key, arg in kwargs.items()}
-        name = func._schema.name.rpartition("::")[2]
-        self._record(func, name, args, tuple(v for v, _ in pairs), values, [t for _, t in pairs], result)
+        self._record(_operator(func), tuple(v for v, _ in pairs), values, [t for _, t in pairs], result)
 
     def _enter(self, arg: Any) -> tuple[Any, Any]:
         if isinstance(arg, Tensor):
@@ -134,20 +163,18 @@ class Recorder(TorchDispatchMode):
 
     def _record(
         self,
-        func: Any,
-        name: str,
-        args: Any,
+        operator: "_Operator",
         values: tuple[Any, ...],
         kwargs: dict[str, Any],
         twins: list[Any],
         result: Any,
     ) -> None:
-        schema = func._schema
+        func, name = operator.func, operator.name
         written: list[Tensor] = []
-        if schema.is_mutable:
-            for argument, twin in zip(schema.arguments, twins, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written += [twin] if isinstance(twin, Tensor) else [t for t in twin or () if isinstance(t, Tensor)]
+        for i in operator.writes:
+            if i < len(twins):
+                twin = twins[i]
+                written += [twin] if isinstance(twin, Tensor) else [t for t in twin or () if isinstance(t, Tensor)]
         outputs = result if isinstance(result, tuple | list) else (result,)
         for i, out in enumerate(outputs):
             if not isinstance(out, Tensor):
@@ -174,7 +201,11 @@ class Recorder(TorchDispatchMode):
     def _rewrite(self, twin: Tensor, old: Value, new: Value) -> None:
         """A write to ``twin``: every tensor on the same memory has a new value from now on."""
         self.values[id(twin)] = new
-        for other in self.storages.get(twin.untyped_storage()._cdata, ()):
+        memory = twin.untyped_storage()._cdata
+        # A tensor that nobody holds but this recorder is never read again: loops make thousands of such views.
+        sharing = self.storages.get(memory, [])
+        self.storages[memory] = [t for t, n in zip(sharing, _references(sharing), strict=True) if n > OUR_REFERENCES]
+        for other in self.storages[memory]:
             before = self.values[id(other)]
             if before is old:
                 self.values[id(other)] = new
@@ -220,7 +251,9 @@ def _plain(module: nn.Module) -> Iterator[None]:
     for m in training:
         m.training = False
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            # Compiled parts do not run our hooks when they compile; here they do not compile.
+            warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
             yield
     finally:
         for m in training:
@@ -251,6 +284,7 @@ def trace(module: nn.Module, inputs: Inputs) -> Tape:
         _plain(module),
         standins.patched(recorder),
         whole_attention(recorder),
+        whole_recurrence(recorder),
         recorder.frames(module),
         recorder,
     ):

@@ -10,6 +10,7 @@ Kinds of nodes:
     conv, fixed_mix     a convolution; a product with a table that mixes places
     product             of two nodes, element by element
     matmul, core        a product of two nodes over an axis; fused attention
+    pool                pooling or resampling of places
     softmax, reduce, route, shift, slice, join, pick, scan, pointwise, opaque
 """
 
@@ -24,7 +25,7 @@ KIND: dict[str, str] = _table(
     same=(
         "view _unsafe_view reshape transpose permute t expand expand_as unsqueeze squeeze clone contiguous _to_copy to "
         "alias lift lift_fresh lift_fresh_copy flatten unflatten dropout native_dropout type_as movedim swapaxes mT "
-        "_reshape_alias as_strided repeat tile repeat_interleave view_as view_as_real view_as_complex real "
+        "_reshape_alias as_strided as_strided_ repeat tile repeat_interleave view_as view_as_real view_as_complex real "
         "copy resize_ unsqueeze_ squeeze_ transpose_ t_ broadcast_to detach_ _conj resolve_conj resolve_neg "
         "_assert_async "
         f"convert_element_type pin_memory atleast_3d copy_ {ALIAS}"
@@ -38,6 +39,7 @@ KIND: dict[str, str] = _table(
     convolution="convolution conv1d conv2d conv3d",
     slice="slice select narrow split split_with_sizes unbind chunk diagonal tensor_split unsafe_split unsafe_chunk",
     norm="native_layer_norm layer_norm _fused_rms_norm rms_norm native_group_norm group_norm",
+    batchnorm="native_batch_norm",
     sdpa=(
         "scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_cudnn_attention "
@@ -55,8 +57,12 @@ KIND: dict[str, str] = _table(
     "_grouped_mm multinomial histc kthvalue",
     pick="index gather index_select take take_along_dim index_put index_put_ masked_select _unsafe_index",
     join="cat stack hstack vstack partly_written",
-    scan="cumsum cumprod _fft_r2c _fft_c2c _fft_c2r fft_fft cummax logcumsumexp cumsum_ associative_scan",
-    shift="roll flip constant_pad_nd pad unfold im2col reflection_pad1d",
+    scan="cumsum cumprod _fft_r2c _fft_c2c _fft_c2r fft_fft cummax logcumsumexp cumsum_ associative_scan "
+    "lstm gru rnn_tanh rnn_relu",
+    shift="roll flip constant_pad_nd pad unfold im2col col2im reflection_pad1d",
+    pool="avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d "
+    "adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d "
+    "_upsample_bicubic2d_aa _upsample_bilinear2d_aa upsample_nearest1d upsample_linear1d _upsample_nearest_exact2d",
 )
 
 OVERWRITES = frozenset({"copy_", "fill_", "zero_", ALIAS})

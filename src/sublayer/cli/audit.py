@@ -95,12 +95,12 @@ def audit(
 def _forecast(found: Any) -> Any:
     """The depth forecast of the main design."""
     from sublayer.audit import AuditError
-    from sublayer.audit.forecast import forecast
+    from sublayer.audit.forecast import forecast, fresh_of
 
     if found.design is None:
         reason = found.unknown or (found.main.unknown if found.main else "") or "no layers were found"
         raise AuditError(f"a forecast needs a design that is known; of {found.target} it is unknown, because {reason}")
-    return forecast(found.design)
+    return forecast(found.design, fresh=fresh_of(found.main))
 
 
 @click.command()
