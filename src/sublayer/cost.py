@@ -17,7 +17,7 @@ Memory is an estimate of a training step without gradient checkpointing, without
     A: one vector of d for each distinct value that an operator reads, and inside the operators
        attn   (2 heads + 2 kv_heads) head_dim + heads: queries, the mix, keys, values, one sum a query; eager keeps
               heads * seq probabilities in place of the sums; QK-norm adds 2 (heads + kv_heads) head_dim
-       ffn    relu: d_ff; gelu, silu: 2 d_ff; reglu: 3 d_ff; geglu, swiglu: 4 d_ff
+       ffn    relu: d_ff; gelu, silu and others: 2 d_ff; reglu: 3 d_ff; geglu, swiglu and others with a gate: 4 d_ff
        norm   layernorm: 2; rmsnorm: d + 1 (1 in the kernels of GPUs); dyt: d
 """
 
@@ -31,122 +31,14 @@ from typing import Any, Literal
 
 from sublayer.notation import Design, DesignError, parse
 from sublayer.notation.graph import NORMS
-from sublayer.notation.program import Call, Section, Site
+from sublayer.notation.parallel import parallel
+from sublayer.notation.program import Call, Section
+from sublayer.sizes import CostError as CostError
+from sublayer.sizes import Sizes as Sizes
 
 Head = Literal["lm", "none"] | int
 
-_PLAIN_ACTS = ("relu", "gelu", "gelu_pytorch_tanh", "silu")
-_GATED = ("reglu", "geglu", "swiglu")
 _BUILT = ("attn", "dot", "ffn", *NORMS, "scale", "gate", "stop")
-
-
-class CostError(ValueError):
-    """A size that breaks a rule, or that no cost depends on: the rule, the value received and the remedy."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers a design is built with, by the names of `SublayerConfig` and with its defaults."""
-
-    vocab_size: int = 32000
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
-    hidden_act: str = "gelu"
-    norm: str = "layernorm"
-    position_embedding: str = "rotary"
-    max_position_embeddings: int = 2048
-    qk_norm: bool = False
-    attention_bias: bool = True
-    mlp_bias: bool = True
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:
-                raise CostError(f"{field.name} ({value}) must be at least 1: give a positive number")
-        if self.hidden_act not in (*_PLAIN_ACTS, *_GATED):
-            known = ", ".join((*_PLAIN_ACTS, *_GATED))
-            raise CostError(f"hidden_act ({self.hidden_act!r}) must be one of {known}: choose one of them")
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
-            raise CostError(
-                f"num_attention_heads ({self.num_attention_heads}) must be divisible by num_key_value_heads "
-                f"({self.num_key_value_heads}): change one of them"
-            )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise CostError(
-                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
-                f"({self.num_attention_heads}): change one of them, or give head_dim"
-            )
-        if self.position_embedding == "rotary" and self._head % 2:
-            raise CostError(
-                f"head_dim ({self._head}) must be even for rotary positions: change it, or use learned ones"
-            )
-
-    @property
-    def d(self) -> int:
-        """Channels of the stream."""
-        return self.hidden_size
-
-    @property
-    def query_width(self) -> int:
-        """Channels of all query heads together."""
-        return self.num_attention_heads * self._head
-
-    @property
-    def key_width(self) -> int:
-        """Channels of all key heads together; values have as many."""
-        return (self.num_key_value_heads or self.num_attention_heads) * self._head
-
-    @property
-    def d_ff(self) -> int:
-        """Channels inside the FFN."""
-        return self.intermediate_size or 4 * self.hidden_size
-
-    @property
-    def _head(self) -> int:
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    def parameters_of(self, site: Site) -> int:
-        """Parameters of one site."""
-        d, q, kv, ff = self.d, self.query_width, self.key_width, self.d_ff
-        if site.op == "attn":
-            bias = q + 2 * kv + d if self.attention_bias else 0
-            return d * (q + 2 * kv) + q * d + bias + (2 * self._head if self.qk_norm else 0)
-        if site.op == "ffn":
-            inner = 2 if self.hidden_act in _GATED else 1
-            return (inner + 1) * d * ff + (inner * ff + d if self.mlp_bias else 0)
-        kind = self.norm if site.op == "norm" else site.op
-        return {"layernorm": 2 * d, "rmsnorm": d, "dyt": 2 * d + 1, "scale": d, "gate": 1}.get(kind, 0)
-
-    def flops_of(self, site: Site, seq: int) -> int:
-        """FLOPs of one call for each token of a sequence of `seq`."""
-        d, q, kv = self.d, self.query_width, self.key_width
-        if site.op == "attn":
-            return 2 * d * (q + 2 * kv) + 4 * seq * q + 2 * q * d
-        if site.op == "dot":
-            return 4 * seq * d
-        if site.op == "ffn":
-            return 2 * d * self.d_ff * (3 if self.hidden_act in _GATED else 2)
-        return 0
-
-    def kept_by(self, site: Site, seq: int, eager: bool) -> int:
-        """Numbers that one call keeps for the backward pass for each token, beside what it reads."""
-        d, q, kv = self.d, self.query_width, self.key_width
-        if site.op == "attn":
-            normed = 2 * (q + kv) if self.qk_norm else 0
-            weights = self.num_attention_heads * (seq if eager else 1)  # probabilities, or the logarithm of their sum
-            return q + 2 * kv + normed + weights + q
-        if site.op == "dot":
-            return seq if eager else d + 1
-        if site.op == "ffn":
-            return self.d_ff * {"relu": 1, "reglu": 3, "geglu": 4, "swiglu": 4}.get(self.hidden_act, 2)
-        kind = self.norm if site.op == "norm" else site.op
-        return {"layernorm": 2, "rmsnorm": d + 1, "dyt": d}.get(kind, 0)
 
 
 @dataclass(frozen=True)
@@ -173,7 +65,7 @@ class Cost:
         design: the equation.
         batch, seq: shape of the batch that FLOPs and memory are for; tokens are batch * seq.
         parameters: all of them, tied tables once.
-        embedding_parameters: token and learned position tables, within `parameters`.
+        embedding_parameters: tables of tokens, learned positions and token types, within `parameters`.
         parameters_by_site: within `parameters`, by owner: "embed_tokens", "layers.attn" (all layers together),
             "final_section.stream_norm", "lm_head", "score"; owners without parameters are left out.
         forward_flops: matrix products of one forward pass of the batch.
@@ -276,12 +168,13 @@ def cost(
     sections += [("layers", wiring.layer(i, depth)) for i in range(depth)]
     sections += [("final_section", wiring.section("final"))]
 
-    owned: Counter[str] = Counter({"embed_tokens": shape.vocab_size * shape.d})
-    if shape.position_embedding == "learned":
-        owned["embed_positions"] = shape.max_position_embeddings * shape.d
+    owned: Counter[str] = Counter(shape.embedding_tables)
     embedding = owned.total()
+    owned.update(shape.embedding_parts)
     flops: Counter[str] = Counter()
     tokens = batch * seq
+    if shape.embed_projected:
+        flops["embed_projection"] = tokens * 2 * shape.width * shape.d
     for place, section in sections:
         _check_built(section)
         for site in section.sites:
@@ -289,10 +182,12 @@ def cost(
         for call in _calls(section):
             flops[f"{place}.{call.site.name}"] += tokens * shape.flops_of(call.site, seq)
     if head == "lm":
-        owned["lm_head"] = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.d
-        flops["lm_head"] = tokens * 2 * shape.d * shape.vocab_size
+        owned.update(shape.language_head)
+        flops["lm_head_transform"] = tokens * 2 * shape.d * shape.width if shape.lm_head_dense else 0
+        flops["lm_head"] = tokens * 2 * shape.width * shape.vocab_size
     elif isinstance(head, int):
-        owned["score"] = shape.d * head + head
+        owned.update(shape.classifier(head))
+        flops["classifier_transform"] = batch * 2 * shape.d * shape.d if shape.classifier_dense else 0
         flops["score"] = batch * 2 * shape.d * head
 
     total = owned.total()
@@ -359,8 +254,19 @@ def _kept(sections: list[tuple[str, Section]], shape: Sizes, seq: int, eager: bo
         read = {arg for call in calls if call.site.op != "stop" for arg in call.args}
         total += shape.d * len(read - held)
         total += sum(shape.kept_by(call.site, seq, eager) for call in calls)
+        if shape.fuse_parallel:
+            total += _joined(section) * shape.kept_joined(eager)
         held = {stream for stream, value in section.outputs if value in read}
     return total
+
+
+def _joined(section: Section) -> int:
+    """How many calls of ``attn`` share their input product with another call."""
+    found = 0
+    for group in parallel(section).groups:
+        shared = {i for i, n in Counter(group.reads).items() if n > 1}
+        found += sum(c.site.op == "attn" and i in shared for c, i in zip(group.calls, group.reads, strict=True))
+    return found
 
 
 def _short(value: float) -> str:

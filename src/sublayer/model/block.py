@@ -8,6 +8,7 @@ For the design ``x = norm(x + attn(x)); x = norm(x + ffn(x))`` the source reads
         return x
 
 and each name after ``self.`` is a submodule (`sublayer.model.operators`), one for each parameter set of the equation.
+Branches that can run together do (`sublayer.model.fused`): ``x = x + self.attn_ffn(x, context)``.
 """
 
 import hashlib
@@ -24,8 +25,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sublayer.model.config import SublayerConfig
 from sublayer.model.context import Context
+from sublayer.model.fused import Together
 from sublayer.model.operators import build_operator
 from sublayer.notation.code import forward_source
+from sublayer.notation.parallel import parallel
 from sublayer.notation.program import Section
 
 Forward = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -66,6 +69,10 @@ def _context_last(
     return forward(block, *tensors, context)
 
 
+def _place(wiring: "Wiring", incompatible: Any) -> None:
+    wiring.place()
+
+
 class Wiring(nn.Module):
     """A module that runs one section of a design: a submodule for each site, and a forward compiled from the equation.
 
@@ -84,31 +91,59 @@ class Wiring(nn.Module):
         self.layer = layer
         self.depth = depth
         for site in section.sites:
-            self.add_module(site.name, build_operator(site, config, section))
+            self.add_module(site.name, build_operator(site, config, section, layer))
+        self.fused = config.fuse_parallel
         self._bind()
+        self.place()
+        self.register_load_state_dict_post_hook(_place)  # loading may put other tensors in place of the parameters
 
     @property
     def source(self) -> str:
         """The Python of the forward pass."""
-        return forward_source(self.section)
+        return forward_source(self.section, fuse=self.fused)
+
+    def place(self) -> None:
+        """Let the weights of parallel branches lie together in memory, where they read one value.
+
+        For whoever gave the parameters other memory than they had; building, moving and copying a model do it.
+        """
+        for together in self._together.values():
+            together.place()
 
     def _bind(self) -> None:
-        self.forward = MethodType(compile_forward(self.source), self)
+        self.__dict__["forward"] = self._run(compile_forward(self.source))
+        groups = parallel(self.section).groups if self.fused else ()
+        self._together = {group.name: Together(self, group) for group in groups}
+        self.__dict__.update(self._together)  # the names that the source calls
+
+    def _run(self, forward: Forward) -> Forward:
+        return MethodType(forward, self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Wiring":
+        for together in self._together.values():
+            together.wholes = {}  # or both the old and the new memory would be kept for a while
+        super()._apply(fn, recurse)
+        self.place()
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # A compiled function cannot be pickled, and bound to this module it must not reach a copy: made again there.
-        return {name: value for name, value in self.__dict__.items() if name != "forward"}
+        # What is bound to this module must not reach a copy, and a compiled function cannot be pickled: made again
+        # there.
+        bound = {"forward", "_together", *self._together}
+        return {name: value for name, value in self.__dict__.items() if name not in bound}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bind()
+        self.place()
 
     @contextmanager
     def tapped(self, tap: Tap) -> Iterator[None]:
         """Call ``tap(name, value)`` for every value of the section while the context lasts, and use what it returns.
 
-        Names are those of ``section``; values have shape ``[batch, seq, d]``. The plain forward is back afterwards,
-        also after an exception. Gradient checkpointing is off within.
+        Names are those of ``section``; values have shape ``[batch, seq, d]``. Parallel branches run one by one, so that
+        each output can be seen. The plain forward is back afterwards, also after an exception. Gradient checkpointing
+        is off within.
         """
         plain = self.__dict__["forward"]
         tapped = compile_forward(forward_source(self.section, tap=True))
@@ -132,5 +167,5 @@ class SublayerSection(Wiring):
 class SublayerBlock(Wiring, GradientCheckpointingLayer):
     """One layer."""
 
-    def _bind(self) -> None:
-        self.forward = MethodType(checkpointed(compile_forward(self.source)), self)
+    def _run(self, forward: Forward) -> Forward:
+        return MethodType(checkpointed(forward), self)

@@ -1,35 +1,17 @@
 """The configuration: sizes, kinds of operators, and the whole equation of the wiring."""
 
-import difflib
-import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from sublayer.model.config_rules import GATED_ACTS, HIDDEN_ACTS, NORMS, check, suggest
 from sublayer.notation import Design, parse
 
 logger = logging.get_logger(__name__)
 
-PLAIN_ACTS = ("relu", "gelu", "gelu_pytorch_tanh", "silu")
-GATED_ACTS = ("reglu", "geglu", "swiglu")
-HIDDEN_ACTS = (*PLAIN_ACTS, *GATED_ACTS)
-NORMS = ("layernorm", "rmsnorm", "dyt")
-POSITIONS = ("learned", "rotary", "none")
-INITS = ("normal", "deepnorm")
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-)
+__all__ = ["HIDDEN_ACTS", "NORMS", "Sizes", "SublayerConfig", "unknown_keys"]
 
 # Keys that transformers itself passes to, or stores in, any config beside the declared fields.
 _CARRIED_KEYS = frozenset({
@@ -62,16 +44,52 @@ class SublayerConfig(PreTrainedConfig):
         num_key_value_heads: key and value heads; fewer than query heads is grouped-query attention. Default: as many.
         head_dim: channels a head. Default: hidden_size / num_attention_heads.
         intermediate_size: d_ff, channels inside ``ffn``. Default: 4 * hidden_size.
-        hidden_act: relu, gelu, gelu_pytorch_tanh, silu; gated: reglu, geglu, swiglu.
+        hidden_act: relu, gelu, gelu_pytorch_tanh, silu, or any other activation of transformers without parameters;
+            gated: reglu, geglu, swiglu.
+        gated_mlp: ``act(h W_gate) * (h W_up)`` inside ``ffn``. Default: where hidden_act is one of the gated names.
         norm: what ``norm`` means: layernorm, rmsnorm or dyt.
         norm_eps: eps of layernorm and rmsnorm (also accepted as layer_norm_eps or rms_norm_eps).
-        position_embedding: learned (added to the token embedding), rotary (2104.09864) or none.
+        norm_affine, norm_bias: whether norms have a weight, and whether layernorm has a bias beside it.
+        norm_zero_centred: norms multiply by 1 + weight.
+        position_embedding: learned (a table, added to the token embedding), sinusoidal (added; 1706.03762), rotary
+            (2104.09864), alibi (a bias on the scores, 2108.12409) or none.
+        position_offset: learned and sinusoidal positions start here; the learned table has as many rows more.
+        position_counting: how tokens are counted where no position_ids are given: "mask" from the first token that
+            attention_mask shows, "row" from the start of the row, "pad" over tokens that are not pad_token_id.
         rope_theta: base of the rotary angles.
-        max_position_embeddings: rows of the learned table.
-        qk_norm: RMSNorm over each query's and key's head_dim before the product (after 2010.04245).
-        attention_bias, mlp_bias: biases of the projections.
-        hidden_dropout_prob: after the embed section and on the outputs of ``attn`` and ``ffn``, as in BERT.
+        rope_parameters: rotary angles as transformers describes them: rope_type, rope_theta, partial_rotary_factor,
+            scaling; or such a mapping for each of layer_types. Default: rope_theta alone.
+        rotary_layers: for each layer whether its queries and keys are turned. Default: all.
+        alibi_scale, alibi_dtype: factor on the alibi bias, and the precision that it is rounded to.
+        max_position_embeddings: number of learned positions.
+        sliding_window: a token sees this many tokens, itself included (causal), or this far to each side.
+        layer_types: full_attention or sliding_attention for each layer. Default: sliding_attention everywhere if
+            sliding_window is set.
+        attention_scale: factor on the scores, or one for each layer. Default: head_dim**-0.5.
+        attn_logit_softcapping: c in ``c * tanh(scores / c)`` (2408.00118); final_logit_softcapping: on the logits.
+        clip_qkv: queries, keys and values are cut off at +- this.
+        qk_norm: norm of queries and keys before the product (2010.04245): True or "head" over head_dim with one weight
+            for all heads, "heads" with a weight for each head, "full" over all heads together.
+        qk_norm_kind, qk_norm_bias: rmsnorm or layernorm; whether layernorm has a bias.
+        qk_norm_after_rotary: norm the queries and keys after they are turned.
+        attention_bias, mlp_bias: biases of the projections; attention_out_bias: of the output projection, by default
+            as attention_bias.
+        hidden_dropout_prob: after the embed section and on the outputs of ``attn`` and ``ffn``, as in BERT;
+            embedding_dropout_prob: after the embed section, by default the same.
         attention_probs_dropout_prob: on the attention weights.
+        embedding_size: width of the token table. Default: hidden_size. If it differs, a projection follows:
+        embedding_projection: of the "sum" of token, position and type embeddings, or of the "tokens" alone.
+        embedding_projection_bias: whether it has a bias.
+        embedding_norm: a norm of the sum, before the projection.
+        embedding_multiplier: factor on the token embeddings.
+        type_vocab_size: rows of the table of token types (segments); 0 for none.
+        lm_head_dense, lm_head_dense_bias, lm_head_act, lm_head_norm: what stands before the output layer of a language
+            model: a projection to embedding_size, an activation, a norm; lm_head_bias: bias of the output layer.
+        logits_scale: factor on the logits.
+        classifier_dense, classifier_dense_bias, classifier_act, classifier_norm: the same before the layer that scores
+            labels; classifier_bias: bias of that layer.
+        classifier_reads: which token it reads: "first" or "last" of the real ones, or their "mean". Default: the last
+            if the model is causal, else the first.
         tie_word_embeddings: one table for input and output.
         causal: whether a token sees only itself and earlier ones. None leaves it to the model class: ForMaskedLM False,
             others True.
@@ -84,8 +102,11 @@ class SublayerConfig(PreTrainedConfig):
             (2103.17239).
         gate_init: initial factor of ``gate``; 0 is ReZero (2003.04887).
         dyt_alpha_init: initial alpha of ``dyt`` (2503.10622).
+        fuse_parallel: parallel branches share an input and an output product (`sublayer.model.fused`); the function
+            is the same either way.
         use_cache: keep keys and values of earlier tokens when generating.
         pad_token_id, bos_token_id, eos_token_id: special tokens.
+        source_checkpoint: what `sublayer.load` read this from; `sublayer.export` writes the same format by it.
 
     Raises:
         DesignError: the design cannot be read, or its layer ranges do not tile the depth.
@@ -110,15 +131,54 @@ class SublayerConfig(PreTrainedConfig):
     head_dim: int | None = None
     intermediate_size: int | None = None
     hidden_act: str = "gelu"
+    gated_mlp: bool | None = None
     norm: str = "layernorm"
     norm_eps: float = 1e-5
+    norm_affine: bool = True
+    norm_bias: bool = True
+    norm_zero_centred: bool = False
     position_embedding: str = "rotary"
+    position_offset: int = 0
+    position_counting: str = "mask"
     rope_theta: float | int = 10000.0
+    rope_parameters: dict[str, Any] | None = None
+    rotary_layers: list[bool] | None = None
+    alibi_scale: float | int = 1.0
+    alibi_dtype: str = "float32"
     max_position_embeddings: int = 2048
-    qk_norm: bool = False
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    attention_scale: float | int | list[float] | None = None
+    attn_logit_softcapping: float | int | None = None
+    final_logit_softcapping: float | int | None = None
+    clip_qkv: float | int | None = None
+    qk_norm: bool | str = False
+    qk_norm_kind: str = "rmsnorm"
+    qk_norm_bias: bool = False
+    qk_norm_after_rotary: bool = False
     attention_bias: bool = True
+    attention_out_bias: bool | None = None
     mlp_bias: bool = True
+    embedding_size: int | None = None
+    embedding_projection: str = "sum"
+    embedding_projection_bias: bool = True
+    embedding_norm: bool = False
+    embedding_multiplier: float | int = 1.0
+    type_vocab_size: int = 0
+    lm_head_dense: bool = False
+    lm_head_dense_bias: bool = True
+    lm_head_act: str | None = None
+    lm_head_norm: bool = False
+    lm_head_bias: bool = False
+    logits_scale: float | int = 1.0
+    classifier_dense: bool = False
+    classifier_dense_bias: bool = True
+    classifier_act: str | None = None
+    classifier_norm: bool = False
+    classifier_bias: bool = True
+    classifier_reads: str | None = None
     hidden_dropout_prob: float | int = 0.0
+    embedding_dropout_prob: float | int | None = None
     attention_probs_dropout_prob: float | int = 0.0
     tie_word_embeddings: bool = True
     causal: bool | None = None
@@ -128,10 +188,12 @@ class SublayerConfig(PreTrainedConfig):
     scale_init: float | int | None = None
     gate_init: float | int = 0.0
     dyt_alpha_init: float | int = 0.5
+    fuse_parallel: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    source_checkpoint: dict[str, Any] | None = None
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key == "design" and isinstance(value, str | Design):
@@ -144,9 +206,9 @@ class SublayerConfig(PreTrainedConfig):
                 setattr(self, name, kwargs.pop(alias))
         for key in unknown_keys(kwargs):
             raise ValueError(
-                f"{key} is not a setting of SublayerConfig{_suggest(key, _settings())}: remove it or correct its name"
+                f"{key} is not a setting of SublayerConfig{suggest(key, _settings())}: remove it or correct its name"
             )
-        self._check()
+        check(self)
         _, _, self.num_key_value_heads, self.head_dim, self.intermediate_size = self.sizes
         super().__post_init__(**kwargs)
 
@@ -163,6 +225,43 @@ class SublayerConfig(PreTrainedConfig):
         )
 
     @property
+    def gated(self) -> bool:
+        """Whether ``ffn`` has a gate."""
+        return self.hidden_act in GATED_ACTS if self.gated_mlp is None else self.gated_mlp
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of the token table, and of what the output layer reads."""
+        return self.embedding_size or self.hidden_size
+
+    def layer_type(self, layer: int) -> str:
+        """full_attention or sliding_attention, for layer 1..depth; 0 stands for the embed and final sections."""
+        if layer and self.layer_types is not None:
+            return self.layer_types[layer - 1]
+        return "sliding_attention" if self.sliding_window is not None else "full_attention"
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens ``attn`` of layer 1..depth sees; None for all of them."""
+        return self.sliding_window if self.layer_type(layer) == "sliding_attention" else None
+
+    def score_scale(self, layer: int) -> float:
+        """The factor on the scores of ``attn`` in layer 1..depth."""
+        scale = self.attention_scale
+        if isinstance(scale, list):
+            scale = scale[layer - 1] if layer else None
+        return float(self.sizes.head_dim**-0.5 if scale is None else scale)
+
+    def turns(self, layer: int) -> bool:
+        """Whether ``attn`` of layer 1..depth turns its queries and keys by their positions."""
+        return self.position_embedding == "rotary" and (
+            self.rotary_layers is None or not layer or self.rotary_layers[layer - 1]
+        )
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Fill in what rope_parameters leaves open. Left unset they stay so: rope_theta says it all."""
+        return kwargs if self.rope_parameters is None else super().convert_rope_params_to_dict(**kwargs)
+
+    @property
     def left_to_right(self) -> bool:
         """Whether ``attn`` is causal: unless ``causal`` says otherwise."""
         return self.causal is not False
@@ -174,7 +273,7 @@ class SublayerConfig(PreTrainedConfig):
         owners = [("layers.*", section) for _, section in design.blocks]
         owners += [("embed_section", design.section("embed")), ("final_section", design.section("final"))]
         columns = {"attn": ["q_proj", "k_proj", "v_proj"], "ffn": ["up_proj"]}
-        if self.hidden_act in GATED_ACTS:
+        if self.gated:
             columns["ffn"].append("gate_proj")
         rows = {"attn": "o_proj", "ffn": "down_proj"}
         plan: dict[str, str] = {}
@@ -197,7 +296,7 @@ class SublayerConfig(PreTrainedConfig):
         config_dict = dict(config_dict)
         for key in unknown_keys(config_dict):
             logger.warning(
-                f"SublayerConfig: the stored key {key!r} is unknown{_suggest(key, _settings())}; it is ignored"
+                f"SublayerConfig: the stored key {key!r} is unknown{suggest(key, _settings())}; it is ignored"
             )
             del config_dict[key]
         return super().from_dict(config_dict, **kwargs)
@@ -208,63 +307,7 @@ class SublayerConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check again before saving: attributes may have been changed since the config was made."""
-        self._check()
-
-    def _check(self) -> None:
-        for name in _SIZES:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1: give a positive number")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0 and below 1: 0 turns dropout off")
-        for name in ("norm_eps", "rope_theta", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be positive: give a number above 0")
-        for name, choices in (
-            ("hidden_act", HIDDEN_ACTS),
-            ("norm", NORMS),
-            ("position_embedding", POSITIONS),
-            ("init", INITS),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                known = f"{', '.join(choices)}{_suggest(value, choices)}"
-                raise ValueError(f"{name} ({value!r}) must be one of {known}: choose one of them")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id ({self.pad_token_id}) must lie within 0..{self.vocab_size - 1}: give an id of the "
-                "vocabulary, or None"
-            )
-        for name in ("scale_init", "gate_init", "dyt_alpha_init"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} ({value}) must be finite: give a number")
-        self._check_heads()
-        # Ranges such as block[:25%] must tile the depth: this raises a DesignError that says how they do not.
-        self.wiring.check_depth(self.num_hidden_layers)
-
-    def _check_heads(self) -> None:
-        hidden, heads = self.hidden_size, self.num_attention_heads
-        if self.head_dim is None and hidden % heads:
-            near = max((n for n in range(1, heads + 1) if hidden % n == 0), default=1)
-            raise ValueError(
-                f"hidden_size ({hidden}) must be divisible by num_attention_heads ({heads}): use hidden_size "
-                f"{hidden + heads - hidden % heads} or {near} heads, or give head_dim"
-            )
-        groups = self.num_key_value_heads
-        if groups is not None and heads % groups:
-            near = max(n for n in range(1, groups + 1) if heads % n == 0)
-            raise ValueError(
-                f"num_attention_heads ({heads}) must be divisible by num_key_value_heads ({groups}): "
-                f"use {near} key-value heads"
-            )
-        width = self.head_dim if self.head_dim is not None else hidden // heads
-        if self.position_embedding == "rotary" and width % 2:
-            raise ValueError(
-                f"head_dim ({width}) must be even for rotary positions: "
-                "use an even head_dim, or position_embedding='learned' or 'none'"
-            )
+        check(self)
 
 
 def unknown_keys(keys: Any) -> list[str]:
@@ -275,8 +318,3 @@ def unknown_keys(keys: Any) -> list[str]:
 
 def _settings() -> list[str]:
     return [*SublayerConfig.__dataclass_fields__, *SublayerConfig.attribute_map]
-
-
-def _suggest(word: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f" (nearest: {near[0]})" if near else ""

@@ -12,8 +12,8 @@ class Context:
     """Masks, positions and cache of one forward pass, the same object for every layer.
 
     Attributes:
-        masks: operator name ("attn", "dot") to the mask in the form its backend wants; None where none is needed.
-        rotary: cosines and sines ``[batch or 1, seq, head_dim]``, or None.
+        masks: by `sublayer.model.masks.mask_key`, the mask in the form its backend wants; None where none is needed.
+        rotary: by layer type, cosines and sines ``[batch or 1, seq, width]``; empty without rotary positions.
         cache: keys and values of earlier tokens, or None.
         slot: the cache entry that the next attention call uses. Calls are counted as they run, because a block may hold
             several, two may share one site's parameters, and blocks may differ in how many they hold.
@@ -21,7 +21,7 @@ class Context:
     """
 
     masks: dict[str, Any]
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     cache: Cache | None = None
     slot: int = 0
     options: dict[str, Any] = field(default_factory=dict)

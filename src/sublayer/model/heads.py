@@ -11,11 +11,76 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from sublayer.model.config import SublayerConfig
+from sublayer.model.ffn import activation
 from sublayer.model.modeling import SublayerModel, SublayerPreTrainedModel
+from sublayer.model.norms import configured_norm
 from sublayer.model.positions import document_starts
 
 
-class SublayerForCausalLM(SublayerPreTrainedModel, GenerationMixin):
+class HeadTransform(nn.Module):
+    """What some models do before the output layer: a projection, an activation, a norm, each if it is asked for.
+
+    Args:
+        config: reads hidden_size, and the kind and eps of the norm.
+        dense: channels that the projection writes; None for no projection.
+        bias: whether it has a bias.
+        act: name of the activation, or None.
+        norm: whether a norm follows.
+    """
+
+    def __init__(self, config: SublayerConfig, dense: int | None, bias: bool, act: str | None, norm: bool) -> None:
+        super().__init__()
+        self.dense = None if dense is None else nn.Linear(config.hidden_size, dense, bias=bias)
+        self.activation = None if act is None else activation(act)
+        self.norm = configured_norm(config, hidden_size=dense) if norm else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map ``hidden [..., d]`` to what the output layer reads."""
+        for part in (self.dense, self.activation, self.norm):
+            hidden = hidden if part is None else part(hidden)
+        return hidden
+
+
+def language_transform(config: SublayerConfig) -> HeadTransform | None:
+    """The transform before the output layer of a language model, or None where the config has none."""
+    if config.embedding_width != config.hidden_size and not config.lm_head_dense:
+        raise ValueError(
+            f"embedding_size ({config.embedding_width}) differs from hidden_size ({config.hidden_size}), so the output "
+            "layer cannot read the stream: set lm_head_dense=True"
+        )
+    if not (config.lm_head_dense or config.lm_head_act is not None or config.lm_head_norm):
+        return None
+    width = config.embedding_width if config.lm_head_dense else None
+    return HeadTransform(config, width, config.lm_head_dense_bias, config.lm_head_act, config.lm_head_norm)
+
+
+def classifier_transform(config: SublayerConfig) -> HeadTransform | None:
+    """The transform before the layer that scores labels, or None where the config has none."""
+    if not (config.classifier_dense or config.classifier_act is not None or config.classifier_norm):
+        return None
+    width = config.hidden_size if config.classifier_dense else None
+    return HeadTransform(config, width, config.classifier_dense_bias, config.classifier_act, config.classifier_norm)
+
+
+class LanguageModel(SublayerPreTrainedModel):
+    """What the models with a language head share; ``model``, ``lm_head_transform`` and ``lm_head`` are theirs."""
+
+    lm_head_transform: HeadTransform | None
+    lm_head: nn.Linear
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[batch, seq, vocab]`` of ``hidden [batch, seq, d]``."""
+        config = self.config
+        if self.lm_head_transform is not None:
+            hidden = self.lm_head_transform(hidden)
+        logits: Tensor = self.lm_head(hidden)
+        if config.logits_scale != 1:
+            logits = logits * config.logits_scale
+        cap = config.final_logit_softcapping
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+
+class SublayerForCausalLM(LanguageModel, GenerationMixin):
     """Next-token prediction; ``generate`` works with and without cache, for every design."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -25,7 +90,8 @@ class SublayerForCausalLM(SublayerPreTrainedModel, GenerationMixin):
     def __init__(self, config: SublayerConfig) -> None:
         super().__init__(_settle_causal(config, True, "SublayerForCausalLM", "SublayerForMaskedLM"))
         self.model = SublayerModel(self.config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head_transform = language_transform(self.config)
+        self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple
@@ -40,6 +106,7 @@ class SublayerForCausalLM(SublayerPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         sequence_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[batch, seq, vocab]``, and the mean loss of predicting ``labels[:, t + 1]`` from position t.
@@ -58,10 +125,11 @@ class SublayerForCausalLM(SublayerPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             sequence_ids=sequence_ids,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])  # [batch, kept, vocab]
+        logits = self._logits(outputs.last_hidden_state[:, keep, :])  # [batch, kept, vocab]
         loss = None
         if labels is not None:
             if sequence_ids is not None:
@@ -75,8 +143,26 @@ class SublayerForCausalLM(SublayerPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,  # named, since `generate` looks here whether it is taken
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; a text that outgrows the original length of longrope is read anew, since all its angles
+        change and the kept keys were turned by the old ones."""
+        lengths = [angles.original_length for angles in self.model.rotary.values() if angles.long]
+        seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if any(0 < seen <= length < input_ids.shape[1] for length in lengths):
+            past_key_values, kwargs["next_sequence_length"] = None, None
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+        return inputs
 
-class SublayerForMaskedLM(SublayerPreTrainedModel):
+
+class SublayerForMaskedLM(LanguageModel):
     """Masked-token prediction with bidirectional ``attn``."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -86,7 +172,8 @@ class SublayerForMaskedLM(SublayerPreTrainedModel):
     def __init__(self, config: SublayerConfig) -> None:
         super().__init__(_settle_causal(config, False, "SublayerForMaskedLM", "SublayerForCausalLM"))
         self.model = SublayerModel(self.config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head_transform = language_transform(self.config)
+        self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple
@@ -98,6 +185,7 @@ class SublayerForMaskedLM(SublayerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits ``[batch, seq, vocab]``, and the mean loss of predicting ``labels[:, t]`` at position t.
@@ -112,9 +200,10 @@ class SublayerForMaskedLM(SublayerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             sequence_ids=sequence_ids,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state)  # [batch, seq, vocab]
+        logits = self._logits(outputs.last_hidden_state)  # [batch, seq, vocab]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -124,14 +213,15 @@ class SublayerForMaskedLM(SublayerPreTrainedModel):
 
 
 class SublayerForSequenceClassification(SublayerPreTrainedModel):
-    """A label or a number for each text, read from the last real token if the model is causal, else from the first."""
+    """A label or a number for each text, read as classifier_reads says: from one token, or the mean of all."""
 
     def __init__(self, config: SublayerConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = SublayerModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier_transform = classifier_transform(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=config.classifier_bias)
         self.post_init()
 
     @can_return_tuple
@@ -169,8 +259,9 @@ class SublayerForSequenceClassification(SublayerPreTrainedModel):
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [batch, seq, d]
-        row = torch.arange(hidden.shape[0], device=hidden.device)
-        pooled = hidden[row, self._token_to_read(hidden, attention_mask)]  # [batch, d]
+        pooled = self._pooled(hidden, attention_mask)  # [batch, d]
+        if self.classifier_transform is not None:
+            pooled = self.classifier_transform(pooled)
         logits = self.score(self.dropout(pooled))
         loss = None
         if labels is not None:
@@ -183,16 +274,18 @@ class SublayerForSequenceClassification(SublayerPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _token_to_read(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Index of the last (causal) or first real token of each row, ``[batch]``."""
+    def _pooled(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The vector of each row that is scored, ``[batch, d]``."""
         batch, length = hidden.shape[:2]
-        real = (
-            hidden.new_ones(batch, length) if attention_mask is None else attention_mask[:, -length:].to(hidden.device)
-        )
+        real = hidden.new_ones(batch, length)
+        if attention_mask is not None:
+            real = (attention_mask[:, -length:] != 0).to(hidden.device, hidden.dtype)
+        reads = self.config.classifier_reads or ("last" if self.config.left_to_right else "first")
+        if reads == "mean":
+            return (hidden * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
         rank = torch.arange(1, length + 1, device=hidden.device)
-        if not self.config.left_to_right:
-            rank = rank.flip(0)
-        return ((real != 0) * rank).argmax(dim=-1)
+        token = (real * (rank if reads == "last" else rank.flip(0))).argmax(dim=-1)
+        return hidden[torch.arange(batch, device=hidden.device), token]
 
 
 def _settle_causal(config: SublayerConfig, causal: bool, head: str, other: str) -> SublayerConfig:

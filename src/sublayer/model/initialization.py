@@ -9,7 +9,7 @@ from transformers import initialization as guarded  # leaves weights that came f
 
 from sublayer.model.config import SublayerConfig
 from sublayer.model.factors import ChannelScale, ScalarGate
-from sublayer.model.norms import SublayerDyT
+from sublayer.model.norms import SublayerDyT, SublayerHeadsNorm
 
 # Projections whose Xavier gain DeepNorm lowers: the FFN's, the values' and the attention's output.
 _DEEPNORM_SCALED = frozenset({"up_proj", "gate_proj", "down_proj", "v_proj", "o_proj"})
@@ -36,8 +36,9 @@ def initialise(module: nn.Module, name: str, config: SublayerConfig) -> None:
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             if not getattr(module.weight, "_is_hf_initialized", False):  # a slice would lose the mark
                 guarded.zeros_(module.weight[module.padding_idx])
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm | SublayerDyT):
-        guarded.ones_(module.weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm | SublayerDyT | SublayerHeadsNorm):
+        if module.weight is not None:  # a weight that 1 is added to starts at 0
+            guarded.constant_(module.weight, 0.0 if getattr(module, "zero_centred", False) else 1.0)
         if getattr(module, "bias", None) is not None:
             guarded.zeros_(module.bias)
         if isinstance(module, SublayerDyT):

@@ -1,7 +1,9 @@
 """The base model: embedding, the embed section, one block a layer, the final section."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +16,21 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from sublayer.model.attention import AttentionCore
-from sublayer.model.block import SublayerBlock, SublayerSection
-from sublayer.model.cache import attention_calls, count_tokens, fit_cache
+from sublayer.model.block import SublayerBlock, SublayerSection, Wiring
+from sublayer.model.cache import cache_windows, count_tokens, fit_cache
 from sublayer.model.config import SublayerConfig
 from sublayer.model.context import Context
+from sublayer.model.embedding import add_tables, embed
 from sublayer.model.initialization import initialise
 from sublayer.model.masks import attention_operators, build_masks, check_packing
-from sublayer.model.positions import document_positions, documents_from_positions, rotary_table, token_positions
+from sublayer.model.positions import (
+    document_positions,
+    documents_from_positions,
+    rotary_kinds,
+    row_positions,
+    token_positions,
+    unpadded_positions,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +48,8 @@ class SublayerPreTrainedModel(PreTrainedModel):
     """What every Sublayer model shares: initialisation, loading, saving, and what it can do."""
 
     config: SublayerConfig
+    kept_aside: Mapping[str, Any] = MappingProxyType({})  # by `sublayer.load`: tensors without a place here
+    loaded_from: Path | None = None
     config_class = SublayerConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -81,6 +93,14 @@ class SublayerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         initialise(module, getattr(module, "seed_name", "added"), self.config)
 
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        for module in model.modules():
+            if isinstance(module, Wiring):
+                module.place()  # the weights that were read lie where they were read
+        return info
+
     def create_masks_for_generate(
         self,
         config: SublayerConfig,
@@ -97,7 +117,8 @@ class SublayerModel(SublayerPreTrainedModel):
     """Token ids to hidden states, wired by ``config.design``.
 
     Attributes:
-        embed_tokens, embed_positions: the embedding; positions only if learned.
+        embed_tokens, embed_positions, embed_types, embed_norm, embed_projection: the embedding; None what the config
+            does not ask for.
         embed_section, layers, final_section: the three sections of the design, each with ``section`` and ``source``.
     """
 
@@ -105,11 +126,10 @@ class SublayerModel(SublayerPreTrainedModel):
         super().__init__(config)
         design, depth = config.wiring, config.num_hidden_layers
         design.check_depth(depth)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.embed_positions = None
-        if config.position_embedding == "learned":
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        add_tables(self, config)
+        self.rotary = rotary_kinds(config)
+        dropout = config.embedding_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         self.embed_section = SublayerSection(design.section("embed"), config, 0, depth)
         self.layers = nn.ModuleList()
         for layers, section in design.blocks:
@@ -118,7 +138,8 @@ class SublayerModel(SublayerPreTrainedModel):
         self.final_section = SublayerSection(design.section("final"), config, 0, depth)
         parts = [self.embed_section, *self.layers, self.final_section]
         self.attention_ops = attention_operators(config)
-        self.cache_slots = sum(attention_calls(part.section) for part in parts)
+        self.cache_windows = cache_windows([(part.layer, part.section) for part in parts], config)
+        self.cache_slots = len(self.cache_windows)
         self.reads_embedding = any("e" in part.section.inputs for part in parts[1:])
         self.gradient_checkpointing = False
         self.post_init()
@@ -134,19 +155,22 @@ class SublayerModel(SublayerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the model.
 
         Args:
-            input_ids: token ids ``[batch, seq]``; or give ``inputs_embeds [batch, seq, d]``.
+            input_ids: token ids ``[batch, seq]``; or give ``inputs_embeds [batch, seq, d]``, rows of the token table.
             attention_mask: 1 for real tokens, 0 for padding, ``[batch, seen + seq]``; or a ready mask
                 ``[batch, 1, seq, seen + seq]``; or a ready mask for each attention operator.
-            position_ids: ``[batch or 1, seq]``. Default: counted from the first real token, or anew in each document.
+            position_ids: ``[batch or 1, seq]``, from 0. Default: counted as position_counting says, or anew in each
+                document.
             past_key_values: the cache of earlier tokens.
             use_cache: return a cache. Ignored unless the model is causal.
             sequence_ids: document of each token, ``[batch, seq]`` integers: a token sees only its own document, whose
                 tokens stand together. Works for causal and bidirectional models.
+            token_type_ids: segment of each token, ``[batch, seq]``, read where there is type_vocab_size. Default: 0.
             kwargs: handed on to the attention backend.
 
         Raises:
@@ -166,10 +190,10 @@ class SublayerModel(SublayerPreTrainedModel):
             check_packing(self.config, embeddings, attention_mask, sequence_ids, past_key_values)
         cache = self._cache(past_key_values, use_cache, sequence_ids)
         if position_ids is None:
-            position_ids = self._positions(embeddings, attention_mask, sequence_ids, cache)
+            position_ids = self._positions(embeddings, input_ids, attention_mask, sequence_ids, cache)
         if self.embed_positions is not None:
             self._check_positions(position_ids)
-            embeddings = embeddings + self.embed_positions(position_ids)
+        embeddings = embed(self, embeddings, position_ids, token_type_ids)
         context = self._context(embeddings, attention_mask, position_ids, sequence_ids, cache, kwargs)
         if cache is not None and self.cache_slots == 0:
             count_tokens(cache, embeddings)
@@ -211,15 +235,25 @@ class SublayerModel(SublayerPreTrainedModel):
             if not (self.gradient_checkpointing and self.training):
                 past = DynamicCache(config=self.config)
         if past is not None:
-            fit_cache(past, self.cache_slots)
+            fit_cache(past, self.cache_windows)
         return past
 
     def _positions(
-        self, embeddings: Tensor, attention_mask: Any, sequence_ids: Tensor | None, cache: Cache | None
+        self,
+        embeddings: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Any,
+        sequence_ids: Tensor | None,
+        cache: Cache | None,
     ) -> Tensor:
         if sequence_ids is not None:
             return document_positions(sequence_ids)
         seen = 0 if cache is None else cache.get_seq_length()
+        pad, counting = self.config.pad_token_id, self.config.position_counting
+        if counting == "pad" and input_ids is not None and pad is not None:
+            return unpadded_positions(input_ids, pad, seen)
+        if counting != "mask":
+            return row_positions(embeddings, seen)
         return token_positions(embeddings, attention_mask if isinstance(attention_mask, Tensor) else None, seen)
 
     def _check_positions(self, position_ids: Tensor) -> None:
@@ -242,9 +276,9 @@ class SublayerModel(SublayerPreTrainedModel):
         cache: Cache | None,
         options: dict[str, Any],
     ) -> Context:
-        config, rotary = self.config, None
-        if config.position_embedding == "rotary":
-            rotary = rotary_table(position_ids, config.sizes.head_dim, config.rope_theta, embeddings.dtype)
+        config = self.config
+        tables = {angles: angles.table(position_ids, embeddings.dtype) for angles in set(self.rotary.values())}
+        rotary = {kind: tables[angles] for kind, angles in self.rotary.items()}
         if isinstance(attention_mask, dict):
             masks = attention_mask
         else:

@@ -8,26 +8,26 @@ from sublayer.model.attention import DotAttention, SelfAttention
 from sublayer.model.config import SublayerConfig
 from sublayer.model.factors import ChannelScale, ScalarGate, StopGradient
 from sublayer.model.ffn import FeedForward
-from sublayer.model.norms import build_norm
+from sublayer.model.norms import configured_norm
 from sublayer.notation import DesignError
 from sublayer.notation.program import Section, Site
 
-_BUILDERS: dict[str, Callable[[SublayerConfig], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[SublayerConfig, int], nn.Module]] = {
     "attn": SelfAttention,
-    "dot": DotAttention,
-    "ffn": FeedForward,
-    "norm": lambda config: build_norm(config.norm, config.hidden_size, config.norm_eps),
-    "layernorm": lambda config: build_norm("layernorm", config.hidden_size, config.norm_eps),
-    "rmsnorm": lambda config: build_norm("rmsnorm", config.hidden_size, config.norm_eps),
-    "dyt": lambda config: build_norm("dyt", config.hidden_size, config.norm_eps),
-    "scale": lambda config: ChannelScale(config.hidden_size),
-    "gate": lambda config: ScalarGate(),
-    "stop": lambda config: StopGradient(),
+    "dot": lambda config, layer: DotAttention(config),
+    "ffn": lambda config, layer: FeedForward(config),
+    "norm": lambda config, layer: configured_norm(config),
+    "layernorm": lambda config, layer: configured_norm(config, "layernorm"),
+    "rmsnorm": lambda config, layer: configured_norm(config, "rmsnorm"),
+    "dyt": lambda config, layer: configured_norm(config, "dyt"),
+    "scale": lambda config, layer: ChannelScale(config.hidden_size),
+    "gate": lambda config, layer: ScalarGate(),
+    "stop": lambda config, layer: StopGradient(),
 }
 
 
-def build_operator(site: Site, config: SublayerConfig, section: Section) -> nn.Module:
-    """The module of one site.
+def build_operator(site: Site, config: SublayerConfig, section: Section, layer: int) -> nn.Module:
+    """The module of one site, in layer 1..depth, or 0 for the embed and final sections.
 
     Raises:
         DesignError: the operator can be written (the auditor prints it) but has no implementation here.
@@ -43,4 +43,4 @@ def build_operator(site: Site, config: SublayerConfig, section: Section) -> nn.M
             len(site.call),
             expected="attn or dot to mix positions, ffn to work on each, in place of it",
         )
-    return builder(config)
+    return builder(config, layer)

@@ -21,7 +21,7 @@ def build(
     draft = Section(inputs, tuple(named), outputs, ())
     streams = _residual_streams(draft)
     final = [Add(s.value, s.terms, streams.get(s.value)) if isinstance(s, Add) else s for s in named]
-    return Section(inputs, tuple(final), outputs, _plan(draft))
+    return Section(inputs, tuple(final), outputs, plan(draft))
 
 
 def _with_sites(
@@ -142,7 +142,7 @@ def _letters(i: int) -> str:
 _LOCAL = {"attn": "a", "dot": "a", "ffn": "f", "cross": "c", "mixer": "m", "moe": "m", "op": "m"}
 
 
-def _plan(section: Section) -> tuple[Statement, ...]:
+def plan(section: Section) -> tuple[Statement, ...]:
     """Which values get a name, and which variable holds each: a stream's own name as soon as its old value is done
     with."""
     named = _named(section)
