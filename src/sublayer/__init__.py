@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sublayer.audit.diff import diff
     from sublayer.compare import compare
     from sublayer.cost import Cost, cost
+    from sublayer.hf import CheckpointError, export, load
     from sublayer.model import (
         SublayerConfig,
         SublayerForCausalLM,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 # Public names that need torch or pandas, each with the module that has it.
 _LAZY = {
     "Audit": "sublayer.audit",
+    "CheckpointError": "sublayer.hf",
     "Cost": "sublayer.cost",
     "Probe": "sublayer.probe",
     "Study": "sublayer.study",
@@ -41,12 +43,15 @@ _LAZY = {
     "compare": "sublayer.compare",
     "cost": "sublayer.cost",
     "diff": "sublayer.audit.diff",
+    "export": "sublayer.hf",
+    "load": "sublayer.hf",
     "probe": "sublayer.probe",
     "testing": "sublayer.testing",
 }
 
 __all__ = [
     "Audit",
+    "CheckpointError",
     "Cost",
     "Design",
     "DesignError",
@@ -62,6 +67,8 @@ __all__ = [
     "cost",
     "designs",
     "diff",
+    "export",
+    "load",
     "parse",
     "probe",
     "testing",

@@ -6,6 +6,7 @@ import click
 
 from sublayer import __version__
 from sublayer.cli.audit import audit, diff
+from sublayer.cli.convert import convert
 from sublayer.cli.cost import cost
 from sublayer.cli.designs import designs, show
 from sublayer.cli.training import compare, train
@@ -21,7 +22,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, train, audit, diff, show, designs, cost):
+for command in (compare, train, convert, audit, diff, show, designs, cost):
     cli.add_command(command)
 
 

@@ -1,0 +1,225 @@
+"""GPT-NeoX, BLOOM, MPT, Falcon: projections fused head by head, and alibi."""
+
+from sublayer.hf.changes import Fused
+from sublayer.hf.families.derived import (
+    group_count,
+    inverse_root,
+    mpt_clip,
+    mpt_dropout,
+    mpt_scale,
+)
+from sublayer.hf.families.parts import (
+    INPUT_NORM,
+    LM_HEAD,
+    PARALLEL_ONE_NORM,
+    PARALLEL_TWO_NORMS,
+    ROTARY,
+    SCORE,
+    SIZES,
+    TOKENS,
+    wiring,
+)
+from sublayer.hf.family import Family, Fixed, Made, Row
+
+_QKV = ("layers.{i}.attn.q_proj", "layers.{i}.attn.k_proj", "layers.{i}.attn.v_proj")
+_NEOX_LAYER = (
+    Row("layers.{i}.attention.query_key_value", _QKV, (Fused("num_attention_heads"),)),
+    Row("layers.{i}.attention.dense", "layers.{i}.attn.o_proj"),
+    Row("layers.{i}.mlp.dense_h_to_4h", "layers.{i}.ffn.up_proj"),
+    Row("layers.{i}.mlp.dense_4h_to_h", "layers.{i}.ffn.down_proj"),
+    Row("layers.{i}.input_layernorm", "layers.{i}.attn_in_norm"),
+    Row("layers.{i}.post_attention_layernorm", "layers.{i}.ffn_in_norm"),
+)
+_BLOOM_LAYER = (
+    Row("h.{i}.self_attention.dense", "layers.{i}.attn.o_proj"),
+    Row("h.{i}.mlp.dense_h_to_4h", "layers.{i}.ffn.up_proj"),
+    Row("h.{i}.mlp.dense_4h_to_h", "layers.{i}.ffn.down_proj"),
+    Row("h.{i}.input_layernorm", "layers.{i}.attn_in_norm|attn_ffn_in_norm"),
+    Row("h.{i}.post_attention_layernorm", "layers.{i}.ffn_in_norm"),
+    Row("ln_f", "final_section.stream_norm"),
+    Row("word_embeddings", "embed_tokens"),
+    LM_HEAD,
+    SCORE,
+)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "gpt_neox",
+        "gpt_neox",
+        (wiring(PARALLEL_TWO_NORMS, use_parallel_residual=True), wiring(INPUT_NORM, use_parallel_residual=False)),
+        {
+            **TOKENS,
+            **SIZES,
+            **ROTARY,
+            "intermediate_size": "intermediate_size",
+            "hidden_act": "hidden_act",
+            "norm_eps": "layer_norm_eps",
+            "attention_bias": "attention_bias",
+            "hidden_dropout_prob": "hidden_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            "causal": Fixed(True),
+        },
+        (
+            Row("embed_in", "embed_tokens"),
+            *_NEOX_LAYER,
+            Row("final_layer_norm", "final_section.stream_norm"),
+            LM_HEAD,
+            SCORE,
+        ),
+        filed={"lm_head": "embed_out"},
+    ),
+    Family(
+        "persimmon",
+        "model",
+        (wiring(INPUT_NORM),),
+        {
+            **TOKENS,
+            **SIZES,
+            **ROTARY,
+            "intermediate_size": "intermediate_size",
+            "hidden_act": "hidden_act",
+            "norm_eps": "layer_norm_eps",
+            "hidden_dropout_prob": "hidden_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            "qk_norm": "qk_layernorm",
+            "qk_norm_kind": Fixed("layernorm"),
+            "qk_norm_bias": Fixed(True),
+            "causal": Fixed(True),
+        },
+        (
+            Row("embed_tokens", "embed_tokens"),
+            Row("layers.{i}.self_attn.query_key_value", _QKV, (Fused("num_attention_heads"),)),
+            Row("layers.{i}.self_attn.dense", "layers.{i}.attn.o_proj"),
+            Row("layers.{i}.self_attn.q_layernorm", "layers.{i}.attn.q_norm"),
+            Row("layers.{i}.self_attn.k_layernorm", "layers.{i}.attn.k_norm"),
+            *_NEOX_LAYER[2:],
+            Row("final_layernorm", "final_section.stream_norm"),
+            LM_HEAD,
+            SCORE,
+        ),
+    ),
+    Family(
+        "bloom",
+        "transformer",
+        (
+            wiring(INPUT_NORM, embed="x = norm(e)", apply_residual_connection_post_layernorm=False),
+            wiring(
+                "h = norm(x); x = h + attn(h); h = norm(x); x = h + ffn(h)",
+                embed="x = norm(e)",
+                apply_residual_connection_post_layernorm=True,
+            ),
+        ),
+        {
+            **TOKENS,
+            **SIZES,
+            "intermediate_size": Made(lambda width: 4 * width, ("hidden_size",)),
+            "hidden_act": Fixed("gelu_pytorch_tanh"),
+            "norm_eps": "layer_norm_epsilon",
+            "position_embedding": Fixed("alibi"),
+            "alibi_dtype": Fixed("float32"),
+            "hidden_dropout_prob": "hidden_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            "causal": Fixed(True),
+        },
+        (
+            *_BLOOM_LAYER,
+            Row("h.{i}.input_layernorm", "layers.{i}.stream_norm"),
+            Row("h.{i}.post_attention_layernorm", "layers.{i}.stream_norm_2"),
+            Row("h.{i}.self_attention.query_key_value", _QKV, (Fused("num_attention_heads"),)),
+            Row("word_embeddings_layernorm", "embed_section.stream_norm"),
+        ),
+        harmless=frozenset({"slow_but_exact"}),
+    ),
+    Family(
+        "mpt",
+        "transformer",
+        (wiring(INPUT_NORM),),
+        {
+            **TOKENS,
+            **SIZES,
+            "hidden_act": Fixed("gelu"),
+            "norm_eps": "layer_norm_epsilon",
+            "norm_bias": Fixed(False),
+            "attention_bias": Fixed(False),
+            "mlp_bias": Fixed(False),
+            "position_embedding": Fixed("alibi"),
+            "max_position_embeddings": "max_seq_len",
+            "clip_qkv": Made(mpt_clip, ("attn_config",)),
+            "attention_scale": Made(mpt_scale, ("attn_config",)),
+            "hidden_dropout_prob": Made(mpt_dropout, ("attn_config",)),
+            "attention_probs_dropout_prob": Made(mpt_dropout, ("attn_config",)),
+            "causal": Fixed(True),
+        },
+        (
+            Row("wte", "embed_tokens"),
+            Row("blocks.{i}.attn.Wqkv", _QKV, (Fused(),)),
+            Row("blocks.{i}.attn.out_proj", "layers.{i}.attn.o_proj"),
+            Row("blocks.{i}.ffn.up_proj", "layers.{i}.ffn.up_proj"),
+            Row("blocks.{i}.ffn.down_proj", "layers.{i}.ffn.down_proj"),
+            Row("blocks.{i}.norm_1", "layers.{i}.attn_in_norm"),
+            Row("blocks.{i}.norm_2", "layers.{i}.ffn_in_norm"),
+            Row("norm_f", "final_section.stream_norm"),
+            LM_HEAD,
+            SCORE,
+        ),
+        # What transformers' MPT itself does not read.
+        harmless=frozenset(
+            {
+                "resid_pdrop",
+                "emb_pdrop",
+                "learned_pos_emb",
+                "init_device",
+                "expansion_ratio",
+                "verbose",
+                "embedding_fraction",
+                "norm_type",
+                "use_norm_bias",
+                "no_bias",
+                "logit_scale",
+                "attn_impl",
+            }
+        ),
+    ),
+    Family(
+        "falcon",
+        "transformer",
+        (
+            wiring(PARALLEL_ONE_NORM, new_decoder_architecture=True, num_ln_in_parallel_attn=1),
+            wiring(PARALLEL_TWO_NORMS, new_decoder_architecture=True, num_ln_in_parallel_attn=(None, 2)),
+            wiring(
+                PARALLEL_ONE_NORM,
+                new_decoder_architecture=False,
+                parallel_attn=True,
+                num_ln_in_parallel_attn=(None, 1),
+            ),
+            wiring(INPUT_NORM, new_decoder_architecture=False, parallel_attn=False, num_ln_in_parallel_attn=(None, 1)),
+        ),
+        {
+            **TOKENS,
+            **SIZES,
+            "num_key_value_heads": Made(
+                group_count, ("num_attention_heads", "num_kv_heads", "multi_query", "new_decoder_architecture")
+            ),
+            "intermediate_size": "ffn_hidden_size",
+            "hidden_act": "activation",
+            "norm_eps": "layer_norm_epsilon",
+            "attention_bias": "bias",
+            "mlp_bias": "bias",
+            "hidden_dropout_prob": "hidden_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            **ROTARY,
+            "position_embedding": Made(lambda on: "alibi" if on else "rotary", ("alibi",)),
+            # The bias is rounded to bfloat16, and scaled with the scores.
+            "alibi_dtype": Fixed("bfloat16"),
+            "alibi_scale": Made(inverse_root, ("head_dim",)),
+            "causal": Fixed(True),
+        },
+        (
+            *_BLOOM_LAYER,
+            Row("h.{i}.self_attention.query_key_value", _QKV, (Fused("num_key_value_heads"),)),
+            Row("h.{i}.ln_attn", "layers.{i}.attn_in_norm"),
+            Row("h.{i}.ln_mlp", "layers.{i}.ffn_in_norm"),
+        ),
+    ),
+)
