@@ -17,10 +17,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-CODE := src tests tools
+CODE := src tests tools benchmarks studies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme images atlas keystone counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ images: $(STAMP)  ## draw the pictures of the documents again
 # One worker unless JOBS says more: a large model takes a gigabyte. What was read is kept in build/atlas, for the next run.
 atlas: $(STAMP)  ## audit every text model of transformers, write docs/atlas, print the figures
 	$(BIN)/python tools/atlas --jobs $(if $(filter logical,$(JOBS)),1,$(JOBS)) $(ARGS)
+
+witness: $(STAMP)  ## read the table's models a second time, through torch.export, and compare
+	$(BIN)/python tools/atlas/witness.py $(ARGS)
 
 keystone: $(STAMP)  ## build a thousand random designs and read each back
 	PYTHONPATH=. $(BIN)/python tools/keystone.py --count 1000 $(ARGS)
