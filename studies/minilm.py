@@ -179,13 +179,21 @@ def study(steps: int, seed: int, evaluated: int) -> dict[str, Any]:
             "layers": list(conversion.change.layers) if conversion.change else [],
             "at_once": lost,
             "after_training": back,
-            "returned": (lost["loss"] - back["loss"]) / (lost["loss"] - base["loss"]),
             "training_loss": losses,
         }
         print(f"{name}: at once {lost}, after training {back}", file=sys.stderr, flush=True)
     losses = train(encode, original, training, steps, seed, "as it is")
     found["original_trained"] = {**evaluate(encode, original, held), "training_loss": losses}
+    for row in found["converted"].values():
+        row["returned"] = returned(row, found["original_trained"])
     return found
+
+
+def returned(row: dict[str, Any], control: dict[str, Any]) -> float:
+    """How much of the loss that a conversion cost at once training gives back: 1 is as good as the original, trained as
+    long on the same batches."""
+    once = row["at_once"]["loss"]
+    return float((once - row["after_training"]["loss"]) / (once - control["loss"]))
 
 
 def table(found: dict[str, Any]) -> str:
