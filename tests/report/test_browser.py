@@ -109,8 +109,11 @@ def test_screenshots(name: str, options: list[str], page: Path, tmp_path: Path) 
         inside = f'<iframe sandbox src="{url}" style="width:1180px;height:11900px"></iframe>'
         frame.write_text(f"<!DOCTYPE html><title>frame</title>{inside}", encoding="utf-8")
         url = frame.as_uri()
-    done = chromium(tmp_path, url, "--window-size=1200,12000", f"--screenshot={picture}", *options)
-    assert complaints(done) == []
+    for _ in range(3):  # on a busy machine the picture may be taken before the frame is painted
+        done = chromium(tmp_path, url, "--window-size=1200,12000", f"--screenshot={picture}", *options)
+        assert complaints(done) == []
+        if picture.stat().st_size > 300_000:
+            break
     assert picture.stat().st_size > 300_000  # an empty page of this size takes a tenth of that
 
 
