@@ -16,7 +16,7 @@ from sublayer.model.context import Context
 from sublayer.model.ffn import ACTIVATIONS, FeedForward
 from sublayer.model.masks import build_masks
 from sublayer.model.norms import build_norm
-from sublayer.model.positions import rotary_table, rotate, token_positions
+from sublayer.model.positions import RotaryAngles, rotate, token_positions
 from tests.model.support import randomise, same, tiny, tiny_config, tokens
 
 
@@ -143,10 +143,15 @@ def test_flex_and_sdpa_agree_also_with_padding_and_packing(causal: bool, monkeyp
         assert same(*results)
 
 
+def rotary_table(positions: torch.Tensor, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    config = tiny_config("input-norm", position_embedding="rotary", head_dim=8, rope_theta=theta)
+    return RotaryAngles(config, None).table(positions, torch.float32)
+
+
 def test_rotary_turns_pairs_of_channels_as_complex_numbers() -> None:
     positions = torch.tensor([[0, 1, 5, 40]])
     heads = hidden_states(4, 12, 8).reshape(1, 12, 4, 8)
-    cos, sin = rotary_table(positions, 8, 100.0, torch.float32)
+    cos, sin = rotary_table(positions, 100.0)
     pairs = torch.complex(heads[..., :4], heads[..., 4:])
     angles = positions[0, :, None] * 100.0 ** (-torch.arange(4) / 4)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
@@ -157,7 +162,7 @@ def test_rotary_scores_depend_on_distance_only() -> None:
     q, k = hidden_states(1, 1, 8)[None], hidden_states(1, 2, 8)[None, :, 1:]
 
     def score(i: int, j: int) -> float:
-        turned = [rotate(v, *rotary_table(torch.tensor([[p]]), 8, 1e4, torch.float32)) for v, p in ((q, i), (k, j))]
+        turned = [rotate(v, *rotary_table(torch.tensor([[p]]), 1e4)) for v, p in ((q, i), (k, j))]
         return (turned[0] * turned[1]).sum().item()
 
     assert math.isclose(score(3, 1), score(30, 28), rel_tol=1e-4)

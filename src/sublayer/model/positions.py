@@ -51,7 +51,7 @@ def token_positions(embeddings: Tensor, attention_mask: Tensor | None, seen: int
     if attention_mask is not None and attention_mask.dim() == 2:
         counted = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         return counted[:, -length:]
-    return (torch.arange(length, device=embeddings.device) + seen).unsqueeze(0)
+    return row_positions(embeddings, seen)
 
 
 def row_positions(embeddings: Tensor, seen: int | Tensor) -> Tensor:
@@ -63,20 +63,6 @@ def unpadded_positions(input_ids: Tensor, pad_token_id: int, seen: int | Tensor)
     """Positions that count the tokens ``input_ids [batch, seq]`` that are not padding; padding has position -1."""
     real = (input_ids != pad_token_id).long()
     return (real.cumsum(dim=-1) + seen) * real - 1
-
-
-def rotary_table(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles: pair i turns by ``position * theta**(-2i/head_dim)`` (2104.09864).
-
-    Computed at each call, in float32: there is no table that a checkpoint could lose or a cast to bfloat16 could blur.
-
-    Args:
-        position_ids: ``[batch or 1, seq]``.
-
-    Returns:
-        cos and sin, each ``[batch or 1, seq, head_dim]`` in ``dtype``; channel i and i + head_dim/2 form a pair.
-    """
-    return _turns(position_ids, _plain_frequencies(head_dim, theta, position_ids.device), 1.0, dtype)
 
 
 class RotaryAngles:
@@ -111,7 +97,11 @@ class RotaryAngles:
         return int(self.parameters["original_max_position_embeddings"])
 
     def table(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for ``position_ids [batch or 1, seq]``, each ``[batch or 1, seq, width]``."""
+        """Cosines and sines for ``position_ids [batch or 1, seq]``, each ``[batch or 1, seq, width]`` in ``dtype``.
+
+        Pair i, channels i and i + width/2, turns by ``position * theta**(-2i/width)`` (2104.09864) unless rope_type
+        says otherwise. Computed at each call, in float32, so that a cast to bfloat16 blurs nothing.
+        """
         device = position_ids.device
         if self.type == "default":
             theta = self.parameters.get("rope_theta", self.config.rope_theta)
