@@ -48,7 +48,9 @@ def test_what_reads_equations_loads_nothing_heavy(code: str) -> None:
     assert not modules_after(code) & HEAVY
 
 
-@pytest.mark.parametrize("package", ["sublayer.compare", "sublayer.cost", "sublayer.report", "sublayer.study"])
+@pytest.mark.parametrize(
+    "package", ["sublayer.compare", "sublayer.cost", "sublayer.finetune", "sublayer.report", "sublayer.study"]
+)
 def test_what_reads_results_loads_no_torch(package: str) -> None:
     assert not modules_after(f"import {package}") & {"torch", "transformers"}
 

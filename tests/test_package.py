@@ -46,8 +46,9 @@ def test_the_lock_fits_the_metadata() -> None:
 
 def test_every_import_is_declared() -> None:
     declared = {Requirement(text).name.lower().replace("-", "_") for text in PROJECT["dependencies"]}
-    declared |= {Requirement(text).name.lower() for text in PROJECT["optional-dependencies"]["frames"]}
-    distributions = {"yaml": "pyyaml", "_typeshed": None}
+    extras = [text for name in ("frames", "glue") for text in PROJECT["optional-dependencies"][name]]
+    declared |= {Requirement(text).name.lower().replace("-", "_") for text in extras}
+    distributions = {"yaml": "pyyaml", "_typeshed": None, "sklearn": "scikit_learn"}
     imported: dict[str, str] = {}
     for file in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sublayer.audit.diff import diff
     from sublayer.compare import compare
     from sublayer.cost import Cost, cost
+    from sublayer.finetune import FinetuneError, Finetuning, finetune
     from sublayer.hf import CheckpointError, export, load
     from sublayer.model import (
         SublayerConfig,
@@ -32,6 +33,8 @@ _LAZY = {
     "Audit": "sublayer.audit",
     "CheckpointError": "sublayer.hf",
     "Cost": "sublayer.cost",
+    "FinetuneError": "sublayer.finetune",
+    "Finetuning": "sublayer.finetune",
     "Probe": "sublayer.probe",
     "Study": "sublayer.study",
     "SublayerConfig": "sublayer.model",
@@ -44,6 +47,7 @@ _LAZY = {
     "cost": "sublayer.cost",
     "diff": "sublayer.audit.diff",
     "export": "sublayer.hf",
+    "finetune": "sublayer.finetune",
     "load": "sublayer.hf",
     "probe": "sublayer.probe",
     "testing": "sublayer.testing",
@@ -55,6 +59,8 @@ __all__ = [
     "Cost",
     "Design",
     "DesignError",
+    "FinetuneError",
+    "Finetuning",
     "Probe",
     "Study",
     "SublayerConfig",
@@ -68,6 +74,7 @@ __all__ = [
     "designs",
     "diff",
     "export",
+    "finetune",
     "load",
     "parse",
     "probe",

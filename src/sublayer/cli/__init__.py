@@ -9,6 +9,8 @@ from sublayer.cli.audit import audit, diff
 from sublayer.cli.convert import convert
 from sublayer.cli.cost import cost
 from sublayer.cli.designs import designs, show
+from sublayer.cli.finetune import finetune
+from sublayer.cli.probe import probe
 from sublayer.cli.training import compare, train
 
 
@@ -22,7 +24,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, train, convert, audit, diff, show, designs, cost):
+for command in (compare, train, finetune, convert, audit, diff, probe, show, designs, cost):
     cli.add_command(command)
 
 

@@ -12,11 +12,12 @@ from .spec import SIZES, TrainSpec
 
 if TYPE_CHECKING:
     from .cache import Corpus, prepare
-    from .runner import finished, run
+    from .frame import finished
+    from .runner import run
 
 __all__ = ["SIZES", "Corpus", "TrainError", "TrainSpec", "finished", "prepare", "run"]
 
-_LATER = {"Corpus": "cache", "prepare": "cache", "finished": "runner", "run": "runner"}
+_LATER = {"Corpus": "cache", "prepare": "cache", "finished": "frame", "run": "runner"}
 
 
 def __getattr__(name: str) -> Any:

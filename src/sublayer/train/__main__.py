@@ -6,8 +6,6 @@ Exit status: 0 ok, 3 diverged, 1 failed, 128 + n stopped by signal n (143 SIGTER
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -29,9 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     # read once, when torch loads its OpenMP runtime: threads that spin while waiting take the cores from each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_freed_memory()
+    from .frame import keep_freed_memory
     from .runner import run
 
+    keep_freed_memory()
     try:
         row = run(
             TrainSpec.load(given.spec),
@@ -49,16 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{row['status']}: {row['reason']}", file=sys.stderr)
     codes = {"ok": 0, "diverged": 3, "failed": 1, "killed": 128 + (row["signal"] or 9)}
     return codes[row["status"]]
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator keep what a step frees for the next one. By default glibc hands large blocks back to the
-    system, which clears every page of them again at each step: about a tenth of a small run. No number changes."""
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, another allocator
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def build(spec: TrainSpec, vocabulary: Vocabulary) -> PreTrainedModel:
 
     settings = {
         **spec.model_settings(),
-        "vocab_size": vocabulary.size,
+        "vocab_size": max(vocabulary.size, spec.model_options.get("vocab_size", 0)),  # rows to spare harm nothing
         "pad_token_id": vocabulary.pad,
         "bos_token_id": vocabulary.bos,
         "eos_token_id": vocabulary.end,

@@ -21,7 +21,7 @@ from sublayer.whole_files import write_atomically
 
 from . import checkpoint
 from .progress import Progress
-from .spec import TrainSpec
+from .settings import Loop
 from .trainer import GuardedTrainer
 
 STATE = "sublayer_state.json"  # of a checkpoint: what this package keeps beside the Trainer's own state
@@ -112,25 +112,25 @@ class Guard(TrainerCallback):
         progress: told of every step.
         stop: asked after every step.
         facts: kept in each checkpoint's manifest.
-        flops_per_token: for the `flops` of the records.
+        extent: how much training a step comes to, for the records: `tokens` and `flops`, or what the run counts.
         measure: None measures nothing.
         wall: seconds of the whole run so far, over all resumes.
     """
 
     def __init__(
         self,
-        spec: TrainSpec,
+        spec: Loop,
         folder: Path,
         metrics: MetricsFile,
         progress: Progress,
         stop: StopOnSignal,
         facts: dict[str, Any],
-        flops_per_token: float,
+        extent: Callable[[int], dict[str, float]],
         measure: Measure | None,
         wall: Callable[[], float],
     ) -> None:
         self.spec, self.folder, self.metrics, self.progress, self.stop = spec, folder, metrics, progress, stop
-        self.facts, self.flops_per_token, self.measure, self.wall = facts, flops_per_token, measure, wall
+        self.facts, self.extent, self.measure, self.wall = facts, extent, measure, wall
         self.seconds = 0.0  # in training steps only, over all resumes
         self.trainer: GuardedTrainer | None = None  # set once it exists; the two know each other
         self._begun = 0.0
@@ -153,7 +153,8 @@ class Guard(TrainerCallback):
         self._begun = time.perf_counter()
         # evaluating, measuring and saving draw random numbers; a step must not depend on whether they happened
         reseed(self.spec.seed, state.global_step, args.process_index)
-        self._of_trainer().want_gradients = self._measures_at(state.global_step + 1)
+        first = self.measure is not None and state.global_step == 0
+        self._of_trainer().want_gradients = first or self._measures_at(state.global_step + 1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,6 +164,9 @@ class Guard(TrainerCallback):
         step, spec = state.global_step, self.spec
         if self._measures_at(step):
             self._measure_now(step)
+        elif step == 1 and self.measure is not None:
+            # of the weights as they were drawn: how the gradient begins, layer by layer
+            self.metrics.write({"kind": "gradients", "step": 1, "layers": self._of_trainer().layer_gradients})
         last, stopping = step >= spec.total_steps, self.stop.received is not None
         control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
         control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
@@ -190,10 +194,8 @@ class Guard(TrainerCallback):
         """Write an evaluation record."""
         self._record("eval", state.global_step, loss=metrics["eval_loss"])
 
-    def _record(self, kind: str, step: int, **values: float) -> None:
-        tokens = step * self.spec.tokens_per_step
-        flops = tokens * self.flops_per_token
-        self.metrics.write({"kind": kind, "step": step, **values, "tokens": tokens, "flops": flops})
+    def _record(self, kind: str, step: int, **values: Any) -> None:
+        self.metrics.write({"kind": kind, "step": step, **values, **self.extent(step)})
 
     def _measures_at(self, step: int) -> bool:
         every = self.spec.measure_every
@@ -221,13 +223,19 @@ class Guard(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commit the checkpoint that the Trainer has written, then rotate."""
         folder = self.folder / f"checkpoint-{state.global_step}"
-        own = {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
-        (folder / STATE).write_text(json.dumps(own), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(self.kept()), encoding="utf-8")
         self.metrics.sync()
         checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
         checkpoint.rotate(self.folder, self.spec.keep)
 
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the Trainer's own state."""
+        return {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
+
     def restore(self, folder: Path) -> None:
-        """Take up the counts that a checkpoint kept."""
-        own = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        """Take up what a checkpoint kept."""
+        self.take_up(json.loads((folder / STATE).read_text(encoding="utf-8")), folder)
+
+    def take_up(self, own: dict[str, Any], folder: Path) -> None:
+        """The counts that `kept` gave, and whatever else lies in the checkpoint's folder."""
         self.seconds, self._of_trainer().order = own["seconds"], own["order"]

@@ -51,6 +51,12 @@ class Progress:
             self._shown = now
             self._show(step, loss, eta)
 
+    def say(self, text: str) -> None:
+        """A line that stays, such as a score."""
+        if self._stream is not None:
+            clear = "\r\x1b[2K" if self._terminal else ""
+            print(f"{clear}{self._label}  {text}".strip(), file=self._stream, flush=True)
+
     def close(self) -> None:
         """End the line of a terminal's bar."""
         if self._terminal and self._stream is not None and self._shown > float("-inf"):

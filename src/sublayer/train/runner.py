@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sublayer.whole_files import write_atomically
 
 from .errors import TrainError
+from .frame import DATA, LOG, METRICS, PROGRESS, RESULT, claim, cores, explain, logging_to, machine, peak_memory_mb
 from .spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -28,20 +26,7 @@ if TYPE_CHECKING:
     from .callbacks import Measure
     from .tokenizer import Vocabulary
 
-SPEC, DATA, RESULT = "spec.json", "data.json", "run.json"
-METRICS, PROGRESS, LOG = "metrics.jsonl", "progress.json", "log.txt"
-#: A run with one of these has nothing left to do.
-DONE = frozenset({"ok", "diverged"})
 _log = logging.getLogger("sublayer")
-
-
-def finished(out: Path) -> dict[str, Any] | None:
-    """The row of a run that is done (`ok` or `diverged`), or None. `run.json` is written last, so it is the proof."""
-    try:
-        row = json.loads((Path(out) / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and row.get("status") in DONE else None
 
 
 def run(
@@ -81,9 +66,8 @@ def run(
     """
     began = time.monotonic()
     out = Path(out)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spec = spec.with_(threads=spec.threads or cores)
-    row = _claim(spec, out, resume)
+    spec = spec.with_(threads=spec.threads or cores())
+    row = claim(spec, out, resume)
     if row is not None:
         return row
     row = {
@@ -97,7 +81,7 @@ def run(
     def wall() -> float:
         return float(row["seconds"]) + time.monotonic() - began
 
-    with _logging_to(out / LOG):
+    with logging_to(out / LOG):
         _log.info("%s: %s, %d steps of %d tokens", out.name, spec.design, spec.total_steps, spec.tokens_per_step)
         try:
             weights = Path(model_dir) if model_dir else out / "model"
@@ -105,73 +89,12 @@ def run(
         except KeyboardInterrupt:
             row.update(status="killed", reason="interrupted before the step was finished", signal=int(signal.SIGINT))
         except Exception as error:
-            _explain(row, error)
+            explain(row, error)
         row["seconds"] = round(wall(), 3)
-        row["peak_memory_mb"] = _peak_memory_mb()
+        row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
     write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return row
-
-
-def _claim(spec: TrainSpec, out: Path, resume: bool) -> dict[str, Any] | None:
-    """Make `out` this run's folder. The row of a run that is already done, or None when there is work."""
-    if out.exists() and not out.is_dir():
-        raise TrainError(f"{out} is a file; give a folder for the run")
-    if (out / SPEC).exists() and not _never_began(out):
-        if not resume:
-            state = "a finished run" if finished(out) else "a run that is not finished"
-            raise TrainError(f"{out} holds {state}; pass --resume to go on with it, or give another folder")
-        changed = TrainSpec.load(out / SPEC).differences(spec)
-        if changed:
-            told = "; ".join(changed)
-            raise TrainError(
-                f"{out} holds a run with other settings ({told}); give those it began with, or another folder"
-            )
-        row = finished(out)
-        if row is not None:
-            return row
-    (out / RESULT).unlink(missing_ok=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / SPEC, spec.to_json())
-    except OSError as error:
-        raise TrainError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
-    return None
-
-
-def _never_began(out: Path) -> bool:
-    """Whether the folder's run failed before its first step, so that nothing is lost by beginning another there."""
-    try:
-        row = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    failed = isinstance(row, dict) and row.get("status") == "failed" and row.get("steps_done") == 0
-    return failed and not any(out.glob("checkpoint-*"))
-
-
-def _explain(row: dict[str, Any], error: Exception) -> None:
-    """Put what went wrong into the row, and its traceback into the log."""
-    import torch
-
-    from .trainer import Diverged
-
-    if isinstance(error, Diverged):
-        row.update(status="diverged", reason=error.reason, steps_done=max(0, error.step - 1), eval_loss=None)
-        return
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        reason = f"out of memory: {_first_line(error)}; use a smaller batch with more accumulation"
-        row.update(status="killed", reason=reason)
-    elif isinstance(error, TrainError):
-        row.update(status="failed", reason=str(error))
-        return
-    else:
-        row.update(status="failed", reason=f"{type(error).__name__}: {_first_line(error)}")
-    row["eval_loss"] = None
-    _log.error("%s", "".join(traceback.format_exception(error)))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _train(
@@ -195,7 +118,7 @@ def _train(
 
         corpus = prepare(spec)
         progress.phase("model")
-        with _machine(spec):
+        with machine(spec):
             _train_on(corpus, spec, out, row, measure, model_dir, progress, flops, build, wall)
     finally:
         progress.phase(row["status"])
@@ -240,15 +163,22 @@ def _train_on(
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     row["init_sha256"] = building.weights_sha256(model)
     use_cache = getattr(model.config, "use_cache", None)
-    flops = flops or building.flops_per_token(model, spec)
+    each = flops or building.flops_per_token(model, spec)
+
+    def extent(step: int) -> dict[str, float]:
+        tokens = step * spec.tokens_per_step
+        return {"tokens": tokens, "flops": tokens * each}
+
     looks = None
     if measure is not False:
         looks = _default_measure(held_out, spec) if measure is True else measure
 
     metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None)
     with StopOnSignal() as stop:
-        guard = Guard(spec, out, metrics, progress, stop, identity, flops, looks, wall)
-        trainer = guard.trainer = GuardedTrainer(model, spec, str(out), rows, held_out, [guard])
+        guard = Guard(spec, out, metrics, progress, stop, identity, extent, looks, wall)
+        trainer = guard.trainer = GuardedTrainer(
+            model, spec, str(out), rows, held_out, [guard], spec.objective == "clm"
+        )
         row["device"] = str(trainer.args.device)
         if newest is not None:
             guard.restore(newest[0])
@@ -314,60 +244,3 @@ def _save(model: PreTrainedModel, corpus: Corpus, spec: TrainSpec, folder: Path)
     if settings.exists():  # no text is longer than the model has positions for
         values = json.loads(settings.read_text(encoding="utf-8"))
         settings.write_text(json.dumps({**values, "model_max_length": spec.seq}, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _machine(spec: TrainSpec) -> Iterator[None]:
-    """Fix what decides the order of sums: the number of threads, and deterministic kernels where there is a GPU.
-    Progress bars of transformers are off: saving a model would draw one into the log."""
-    import torch
-    from transformers.utils import logging as messages
-
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    assert spec.threads is not None
-    torch.set_num_threads(spec.threads)
-    bars = messages.is_progress_bar_enabled()
-    messages.disable_progress_bar()
-    if spec.device == "auto" and torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        if bars:
-            messages.enable_progress_bar()
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Write what this package and transformers log to a file, with times; warnings also to standard error."""
-    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(form)
-    loggers = [logging.getLogger("sublayer"), logging.getLogger("transformers")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.addHandler(handler)
-    loggers[0].setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.removeHandler(handler)
-            one.setLevel(level)
-        handler.close()
-
-
-def _peak_memory_mb() -> float:
-    """Peak resident memory of this process. `VmHWM` where there is one: `ru_maxrss` of a child can be its parent's."""
-    with contextlib.suppress(OSError, StopIteration):
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-        line = next(line for line in text.splitlines() if line.startswith("VmHWM:"))
-        return round(int(line.split()[1]) / 1024, 1)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)

@@ -5,17 +5,13 @@ Nothing here imports torch, so that plans can be made and checked quickly.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import math
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from .errors import TrainError
+from .settings import Settings
 
 Objective = Literal["mlm", "clm"]
 
@@ -39,12 +35,15 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSpec:
+class TrainSpec(Settings):
     """One run: a design, a model size, data, a budget and a seed.
 
     Every field has a default except `design`. Exactly one of `steps` and `tokens` is given. A spec is checked
     when it is made; a bad one raises `TrainError`.
     """
+
+    free_on_resume: ClassVar[frozenset[str]] = FREE_ON_RESUME
+    needed: ClassVar[Mapping[str, str]] = {"design": "a run needs a design: a catalogue name or an equation"}
 
     design: str
     # -- model ----------------------------------------------------------------------------------------------------
@@ -104,10 +103,7 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):
             object.__setattr__(self, "report_to", (self.report_to,))
-        for name in ("betas", "report_to"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_types(self)
+        self.check_types()
         _check_values(self)
 
     # -- what follows from the fields ---------------------------------------------------------------------------
@@ -172,106 +168,6 @@ class TrainSpec:
         if settings.get("tokens") is not None:
             values.pop("steps")
         return cls.from_dict({**values, **{k: v for k, v in settings.items() if v is not None}})
-
-    def with_(self, **settings: Any) -> TrainSpec:
-        """A copy with some settings changed, checked again."""
-        return replace(self, **settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = asdict(self)
-        values["betas"], values["report_to"] = list(self.betas), list(self.report_to)
-        return values
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainSpec:
-        """The inverse of `to_dict`; a key that is no setting is an error that names the nearest one."""
-        if not isinstance(values, dict):
-            raise TrainError(f"a run is a JSON object of settings, got {type(values).__name__}")
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
-                raise TrainError(f"{key!r} is not a setting of a run; did you mean {near!r}?")
-        if "design" not in values:
-            raise TrainError("a run needs a design: a catalogue name or an equation")
-        return cls(**values)
-
-    def to_json(self) -> str:
-        """Text of the settings, one a line."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainSpec:
-        """The inverse of `to_json`."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TrainError(f"a run's settings must be JSON: {error}") from None
-        return cls.from_dict(values)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TrainSpec:
-        """Read a spec from a JSON file."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
-
-    def differences(self, other: TrainSpec) -> list[str]:
-        """Settings in which two specs would train different weights, as `name: mine -> other`."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [
-            f"{name}: {mine[name]!r} -> {theirs[name]!r}"
-            for name in mine
-            if name not in FREE_ON_RESUME and mine[name] != theirs[name]
-        ]
-
-    def sha256(self) -> str:
-        """Hash of the settings that decide the weights."""
-        values = {k: v for k, v in self.to_dict().items() if k not in FREE_ON_RESUME}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _matches(value: object, kind: Any) -> bool:
-    """Is `value` of the annotated type? Integers pass for floats; booleans pass for nothing but bool."""
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return value in typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, part) for part in typing.get_args(kind))
-    if origin is tuple:
-        parts = typing.get_args(kind)
-        if not isinstance(value, tuple):
-            return False
-        if parts[-1] is Ellipsis:
-            return all(_matches(item, parts[0]) for item in value)
-        return len(value) == len(parts) and all(map(_matches, value, parts))
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    """An annotated type in words."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in typing.get_args(kind))
-    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text", type(None): "nothing"}
-    return names.get(kind, str(kind).replace("typing.", ""))
-
-
-def _check_types(spec: TrainSpec) -> None:
-    hints = typing.get_type_hints(TrainSpec)
-    for item in fields(spec):
-        value, kind = getattr(spec, item.name), hints[item.name]
-        if not _matches(value, kind):
-            raise TrainError(f"{item.name} must be {_describe(kind)}, got {value!r}")
 
 
 def _check_values(spec: TrainSpec) -> None:

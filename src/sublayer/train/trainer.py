@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from .dataset import IGNORED, PackedRows, Row
+from .dataset import IGNORED, Row
 from .errors import TrainError
-from .spec import TrainSpec
+from .settings import Loop
 
 Batch = dict[str, Tensor]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
@@ -48,14 +48,16 @@ def layer_of(name: str) -> int | None:
 
 
 class GuardedTrainer(Trainer):
-    """A `Trainer` for packed rows; see the module's text.
+    """A `Trainer` for rows that are a function of their index; see the module's text.
 
     Args:
-        model: takes input_ids, labels and sequence_ids, and returns a loss (the mean over labels that are not -100).
+        model: takes what a batch holds, labels among it, and returns a loss (the mean over labels that are not -100).
         spec: the settings.
         folder: where checkpoints go.
-        train_rows, eval_rows: the data.
+        train_rows, eval_rows: the data, map-style.
         callbacks: run after the Trainer's own.
+        shifted: whether the model predicts the label one place further on (causal language models).
+        collator: makes a batch of rows; default: rows of one length, stacked.
     """
 
     control: TrainerControl
@@ -63,22 +65,24 @@ class GuardedTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        spec: TrainSpec,
+        spec: Loop,
         folder: str,
-        train_rows: PackedRows,
-        eval_rows: PackedRows,
+        train_rows: Any,
+        eval_rows: Any,
         callbacks: list[TrainerCallback],
+        shifted: bool = False,
+        collator: Callable[[list[Row]], Batch] = collate,
     ) -> None:
         super().__init__(
             model=model,
             args=arguments(spec, folder),
-            data_collator=collate,
+            data_collator=collator,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # it prints every log record; metrics.jsonl has them
-        self.shifted = spec.objective == "clm"
+        self.shifted = shifted
         self.order = ""  # hash chain over every batch the model was fed
         self.want_gradients = False  # set by a callback for the steps that are measured
         self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
@@ -150,7 +154,7 @@ class GuardedTrainer(Trainer):
         try:
             for begin in range(0, len(rows), self.args.eval_batch_size):
                 chunk = [rows[index] for index in range(begin, min(begin + self.args.eval_batch_size, len(rows)))]
-                batch = {name: value.to(self.args.device) for name, value in collate(chunk).items()}
+                batch = {name: value.to(self.args.device) for name, value in self.data_collator(chunk).items()}
                 targets = batch["labels"][:, 1:] if self.shifted else batch["labels"]
                 predicted = int((targets != IGNORED).sum())
                 if predicted == 0:
@@ -203,7 +207,7 @@ def first_bad(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
     return f"first gradient that is not finite: {backwards[-1]}" if backwards else "the place could not be found"
 
 
-def arguments(spec: TrainSpec, folder: str) -> TrainingArguments:
+def arguments(spec: Loop, folder: str) -> TrainingArguments:
     """The Trainer's arguments. When to log, evaluate and save is decided by this package's callbacks, in one place."""
     schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
     cuda = spec.device == "auto" and torch.cuda.is_available()

@@ -1,0 +1,197 @@
+"""What surrounds the training of any run: its folder, its log, its machine, and the account of a failure.
+
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sublayer
+from sublayer.whole_files import write_atomically
+
+from .errors import TrainError
+from .settings import Loop, Settings
+
+SPEC, DATA, RESULT = "spec.json", "data.json", "run.json"
+METRICS, PROGRESS, LOG = "metrics.jsonl", "progress.json", "log.txt"
+#: A run with one of these has nothing left to do.
+DONE = frozenset({"ok", "diverged"})
+_log = logging.getLogger("sublayer")
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The row of a run that is done (`ok` or `diverged`), or None. `run.json` is written last, so it is the proof."""
+    try:
+        row = json.loads((Path(out) / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) and row.get("status") in DONE else None
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a result."""
+    found = {"python": platform.python_version(), "sublayer": sublayer.__version__}
+    for name in ("torch", "transformers", "tokenizers"):
+        found[name] = metadata.version(name)
+    return found
+
+
+def claim(spec: Settings, out: Path, resume: bool) -> dict[str, Any] | None:
+    """Make `out` this run's folder. The row of a run that is already done, or None when there is work."""
+    row = examine(spec, out, resume)
+    if row is None:
+        begin(spec, out)
+    return row
+
+
+def examine(spec: Settings, out: Path, resume: bool) -> dict[str, Any] | None:
+    """The row of a run that `out` holds and that is done, or None when there is work. Nothing is written.
+
+    Raises:
+        TrainError: `out` holds another run, or an unfinished one and `resume` is False.
+    """
+    if out.exists() and not out.is_dir():
+        raise TrainError(f"{out} is a file; give a folder for the run")
+    if not (out / SPEC).exists() or _never_began(out):
+        return None
+    if not resume:
+        state = "a finished run" if finished(out) else "a run that is not finished"
+        raise TrainError(f"{out} holds {state}; pass --resume to go on with it, or give another folder")
+    changed = type(spec).load(out / SPEC).differences(spec)
+    if changed:
+        told = "; ".join(changed)
+        raise TrainError(f"{out} holds a run with other settings ({told}); give those it began with, or another folder")
+    return finished(out)
+
+
+def begin(spec: Settings, out: Path) -> None:
+    """Write the settings into the run's folder, which holds no result from here on until the run ends.
+
+    Raises:
+        TrainError: the folder cannot be written to.
+    """
+    (out / RESULT).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / SPEC, spec.to_json())
+    except OSError as error:
+        raise TrainError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
+
+
+def _never_began(out: Path) -> bool:
+    """Whether the folder's run failed before its first step, so that nothing is lost by beginning another there."""
+    try:
+        row = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    failed = isinstance(row, dict) and row.get("status") == "failed" and row.get("steps_done") == 0
+    return failed and not any(out.glob("checkpoint-*"))
+
+
+def explain(row: dict[str, Any], error: Exception) -> None:
+    """Put what went wrong into the row, and its traceback into the log."""
+    import torch
+
+    from .trainer import Diverged
+
+    if isinstance(error, Diverged):
+        row.update(status="diverged", reason=error.reason, steps_done=max(0, error.step - 1), eval_loss=None)
+        return
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        reason = f"out of memory: {_first_line(error)}; use a smaller batch, with accumulation where the run has it"
+        row.update(status="killed", reason=reason)
+    elif isinstance(error, TrainError):
+        row.update(status="failed", reason=str(error))
+        return
+    else:
+        row.update(status="failed", reason=f"{type(error).__name__}: {_first_line(error)}")
+    row["eval_loss"] = None
+    _log.error("%s", "".join(traceback.format_exception(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+@contextlib.contextmanager
+def machine(spec: Loop) -> Iterator[None]:
+    """Fix what decides the order of sums: the number of threads, and deterministic kernels where there is a GPU.
+    Progress bars of transformers are off: saving a model would draw one into the log."""
+    import torch
+    from transformers.utils import logging as messages
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    assert spec.threads is not None
+    torch.set_num_threads(spec.threads)
+    bars = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
+    if spec.device == "auto" and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        if bars:
+            messages.enable_progress_bar()
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write what this package and transformers log to a file, with times; warnings also to standard error."""
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(form)
+    loggers = [logging.getLogger("sublayer"), logging.getLogger("transformers")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.addHandler(handler)
+    loggers[0].setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.removeHandler(handler)
+            one.setLevel(level)
+        handler.close()
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process. `VmHWM` where there is one: `ru_maxrss` of a child can be its parent's."""
+    with contextlib.suppress(OSError, StopIteration):
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+        line = next(line for line in text.splitlines() if line.startswith("VmHWM:"))
+        return round(int(line.split()[1]) / 1024, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what a step frees for the next one. By default glibc hands large blocks back to the
+    system, which clears every page of them again at each step: about a tenth of a small run. No number changes."""
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, another allocator
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
