@@ -121,9 +121,14 @@ def compare(
     """Train designs side by side, fairly; measure at every +; write results.json and report.html.
 
     Each DESIGN is a name or an equation; the first is the baseline. Default: post-norm paf input-norm output-norm.
+    With --config a study made of parts (see docs/studies.md) is run as its file says.
     """
     from sublayer.compare import compare as run
 
+    if config is not None and _is_program(config):
+        given = [*designs, *(f"--{k}" for k, v in (settings | {"lr": lrs, "seeds": seeds}).items() if v)]
+        _run_program(config, given, out, resume, jobs)
+        return
     values = _read(config)
     values.update({k: v for k, v in _given(settings).items() if v is not None})
     chosen = list(designs) or values.pop("designs", [])
@@ -146,7 +151,7 @@ def compare(
 
 
 @click.command()
-@click.argument("design")
+@click.argument("design", required=False)
 @_with_settings
 @click.option("--lr", type=float, default=None, help="Learning rate.")
 @click.option("--seed", type=int, default=None, help="Seed of the initial weights.  [default: 0]")
@@ -155,16 +160,42 @@ def compare(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML or JSON file of settings; the command line overrides it.",
 )
+@click.option("--recipe", help="A published model and its training, by name, or a YAML file; see docs/recipes.md.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    required=True,
     help="Folder of the run; the weights are OUT/model.safetensors.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
 @click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
-def train(design: str, config: Path | None, out: Path, resume: bool, no_measure: bool, **settings: Any) -> None:
-    """Train one model: one run of a study, with the same options. OUT is a Hugging Face checkpoint in the end."""
+@click.option(
+    "--dry-run", "dry", is_flag=True, help="With --recipe: print memory a GPU, FLOPs and days; train nothing."
+)
+@click.option("--gpus", type=int, default=1, show_default=True, help="Dry run: how many GPUs.")
+@click.option("--gpu-memory", type=float, default=80, show_default=True, help="Dry run: GB of each GPU.")
+@click.option("--gpu-flops", type=float, help="Dry run: FLOP/s of each GPU.  [default: 989e12, H100 SXM, bf16 dense]")
+@click.option("--mfu", type=float, default=0.4, show_default=True, help="Dry run: share of the FLOP/s that is reached.")
+@click.option("--json", "as_json", is_flag=True, help="Dry run: print as JSON.")
+def train(
+    design: str | None,
+    config: Path | None,
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    no_measure: bool,
+    dry: bool,
+    gpus: int,
+    gpu_memory: float,
+    gpu_flops: float | None,
+    mfu: float,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train one model: one run of a study, with the same options. OUT is a Hugging Face checkpoint in the end.
+
+    With --recipe the settings are the recipe's, where no option says otherwise; --steps or --layers makes it a trial of
+    one row a step on local text, at full width.
+    """
     from sublayer.study import Plan
     from sublayer.train import prepare
     from sublayer.train import run as run_one
@@ -173,6 +204,22 @@ def train(design: str, config: Path | None, out: Path, resume: bool, no_measure:
     values.update({k: v for k, v in _given(settings).items() if v is not None})
     for key in ("designs", "seeds", "lrs"):
         values.pop(key, None)  # of a study; this is one run
+    if dry:
+        if recipe is None:
+            raise click.UsageError("a dry run is of a recipe: give --recipe NAME")
+        from sublayer.cli.recipe import forecast
+
+        forecast(recipe, {**values, "design": design}, gpus, gpu_memory, gpu_flops, mfu, as_json)
+        return
+    if out is None:
+        raise click.UsageError("a run needs a folder: give --out FOLDER, or --dry-run with --recipe")
+    if recipe is not None:
+        from sublayer.cli.recipe import settings_of
+
+        values = settings_of(recipe, {**values, "design": design})
+        design = values.pop("design")
+    elif design is None:
+        raise click.UsageError("give a DESIGN, or --recipe NAME")
     seed, lr, size = values.pop("seed", 0), values.pop("lr", None), values.pop("size", "tiny")
     (planned,) = Plan.make([design], seeds=(seed,), lrs=() if lr is None else (lr,), size=size, **values).runs()
     spec = planned.spec
@@ -183,6 +230,31 @@ def train(design: str, config: Path | None, out: Path, resume: bool, no_measure:
         return
     click.echo(f"{row['status']}: {row['reason']}", err=True)
     sys.exit({"diverged": 3, "failed": 1}.get(row["status"], 128 + (row.get("signal") or 9)))
+
+
+def _is_program(config: Path) -> bool:
+    from sublayer.study import is_program
+
+    return is_program(config)
+
+
+def _run_program(config: Path, given: list[str], out: Path | None, resume: bool, jobs: int | None) -> None:
+    """A study made of parts: its file decides, so other settings are refused."""
+    from sublayer import report
+    from sublayer.study import Program, StudyError, run_program
+    from sublayer.study.program import summary
+
+    if given:
+        raise StudyError(f"{config} says what its parts run, so {', '.join(given)} cannot be given too: edit the file")
+    if out is None:
+        raise StudyError("a study made of parts needs a folder: give --out FOLDER")
+    record = run_program(
+        Program.load(config), out, jobs=jobs, resume=resume,
+        command=["sublayer", *sys.argv[1:]], page=report.write, write=report.write_record,
+    )  # fmt: skip
+    click.echo(f"\n{summary(record)}\n")
+    click.echo(f"results: {out / 'results.json'}")
+    click.echo(f"report:  {out / 'report.html'}")
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,18 @@
 
 from sublayer.study.errors import StudyError
 from sublayer.study.plan import DEFAULT_DESIGNS, Plan, read_config
+from sublayer.study.program import Program, is_program, run_program
 from sublayer.study.study import Study, run_study, table
 
-__all__ = ["DEFAULT_DESIGNS", "Plan", "Study", "StudyError", "read_config", "run_study", "table"]
+__all__ = [
+    "DEFAULT_DESIGNS",
+    "Plan",
+    "Program",
+    "Study",
+    "StudyError",
+    "is_program",
+    "read_config",
+    "run_program",
+    "run_study",
+    "table",
+]

@@ -1,17 +1,19 @@
 """Run the runs of a plan, each in a process of its own, and keep a bar of the whole. Imports no torch."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from sublayer.study.errors import StudyError
+from sublayer.study.nursery import Forked, Nursery
 from sublayer.study.plan import Plan, PlannedRun
 from sublayer.whole_files import write_atomically
 
@@ -24,8 +26,7 @@ TAIL = 2000  # characters of a log's end that are searched for the reason of a f
 @dataclass
 class _Child:
     run: PlannedRun
-    process: "subprocess.Popen[bytes]"
-    log: IO[bytes]
+    process: "subprocess.Popen[bytes] | Forked"
     began: float = field(default_factory=time.monotonic)
 
 
@@ -80,63 +81,77 @@ def execute(
     done = len(plan.runs()) - len(waiting)
     children: list[_Child] = []
     display = _Display(len(plan.runs()), done, output)
-    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with terminating(), Nursery() as nursery:
+            try:
+                while waiting or children:
+                    while waiting and len(children) < jobs:
+                        run = waiting.pop(0)
+                        flop = (flops or {}).get(run.design)
+                        children.append(_start(run, study, measure, flop, command, nursery))
+                    time.sleep(POLL)
+                    for child in [c for c in children if c.process.poll() is not None]:
+                        children.remove(child)
+                        row = _finish(child, study)
+                        display.finished(child.run, row)
+                    display.show({c.run.id: _progress(study, c.run) for c in children})
+            except BaseException:
+                _stop(children)
+                raise
+    finally:
+        display.close()
+
+
+@contextlib.contextmanager
+def terminating() -> Iterator[None]:
+    """While entered, SIGTERM raises SystemExit(143), so that children can be told to save first."""
+    if not _in_main_thread():  # Python allows handlers nowhere else
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    in_main = _in_main_thread()
-    if in_main:
-        signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        while waiting or children:
-            while waiting and len(children) < jobs:
-                run = waiting.pop(0)
-                children.append(_start(run, study, measure, (flops or {}).get(run.design), command))
-            time.sleep(POLL)
-            for child in [c for c in children if c.process.poll() is not None]:
-                children.remove(child)
-                row = _finish(child, study)
-                display.finished(child.run, row)
-            display.show({c.run.id: _progress(study, c.run) for c in children})
-    except BaseException:
-        _stop(children)
-        raise
+        yield
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, previous)
-        display.close()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _start(
-    run: PlannedRun, study: Path, measure: bool, flops: float | None, command: Callable[[Path, Path], list[str]] | None
+    run: PlannedRun,
+    study: Path,
+    measure: bool,
+    flops: float | None,
+    command: Callable[[Path, Path], list[str]] | None,
+    nursery: Nursery,
 ) -> _Child:
     folder = run_folder(study, run)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
     settings = study / "specs" / f"{run.id}.json"
     write_atomically(settings, run.spec.to_json())
-    if command is not None:
-        line = command(settings, folder)
-    else:
-        line = [sys.executable, "-m", "sublayer.train", str(settings), str(folder), "--resume", "--quiet"]
+    log = folder / "output.txt"
+    if command is None:
+        line = [str(settings), str(folder), "--resume", "--quiet"]
         line += [] if measure else ["--no-measure"]
         line += ["--flops-per-token", repr(flops)] if flops else []
-    log = open(folder / "output.txt", "ab")  # noqa: SIM115  # closed when the child ends
-    # A session of its own: Ctrl-C reaches this process only, which tells the children to save first.
-    process = subprocess.Popen(
-        line, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    return _Child(run, process, log)
+        return _Child(run, nursery.start("sublayer.train.__main__", line, log))
+    with open(log, "ab") as file:
+        # A session of its own: Ctrl-C reaches this process only, which tells the children to save first.
+        process = subprocess.Popen(
+            command(settings, folder), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return _Child(run, process)
 
 
 def _finish(child: _Child, study: Path) -> dict[str, Any]:
     """The row of a child that ended; one that could not write its own gets one that says how it died."""
-    child.log.close()
     row = read_row(study, child.run)
     if row is not None:
         return row
-    code = child.process.returncode
+    code = child.process.returncode or 0
     if code < 0:
         name = signal.Signals(-code).name
         hint = (
@@ -169,8 +184,7 @@ def _stop(children: list[_Child]) -> None:
             child.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.process.kill()
-            child.process.wait()
-        child.log.close()
+            child.process.wait(GRACE)
 
 
 def _last_line(path: Path) -> str:

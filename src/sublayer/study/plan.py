@@ -24,10 +24,18 @@ _COMMAND_LINE = ("out", "resume", "jobs", "measure", "command", "output", "confi
 
 @dataclass(frozen=True)
 class PlannedDesign:
-    """A design of the study under the short name that folders, tables and charts use."""
+    """A design of the study under the short name that folders, tables and charts use.
+
+    ``settings`` are its own, over those that all runs share: DeepNorm is a wiring and a way to draw the weights.
+    """
 
     id: str
     design: Design
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def of(self, base: TrainSpec) -> TrainSpec:
+        """The settings of a run of this design."""
+        return TrainSpec.from_dict({**base.to_dict(), **dict(self.settings), "design": str(self.design)})
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Plan:
     @classmethod
     def make(
         cls,
-        designs: Sequence[str | Design] = (),
+        designs: "Sequence[str | Design | Mapping[str, Any]]" = (),
         *,
         size: str = "tiny",
         seeds: Sequence[int] = (0,),
@@ -67,7 +75,8 @@ class Plan:
         **settings: Any,
     ) -> "Plan":
         """A plan from catalogue names or equations and the settings of `TrainSpec`; ``None`` settings take the
-        size's value.
+        size's value. A design with settings of its own is a mapping: ``{"design": "deepnorm", "init": "deepnorm"}``;
+        ``id`` in it is the name to show.
 
         Raises:
             DesignError: a design that cannot be read or does not fit the depth.
@@ -79,14 +88,14 @@ class Plan:
                     f"a study sets {key} itself; give designs, lrs=(...) and seeds=(...) instead of "
                     f"{key}={settings[key]!r}"
                 )
-        chosen = [parse(d) for d in (designs or DEFAULT_DESIGNS)]
+        chosen = [_read_design(d) for d in (designs or DEFAULT_DESIGNS)]
         if not isinstance(size, str) or size not in SIZES:
             raise StudyError(f"size is one of {', '.join(SIZES)}, got {size!r}; or give layers, hidden, heads and ffn")
         if not seeds or not all(type(s) is int for s in seeds) or len(set(seeds)) != len(seeds):
             raise StudyError(f"seeds are different whole numbers, at least one, got {list(seeds)}")
         if not all(type(lr) in (int, float) for lr in lrs) or len(set(lrs)) != len(lrs):
             raise StudyError(f"learning rates are numbers that differ, got {list(lrs)}")
-        base = TrainSpec.sized(size, design=str(chosen[0]), seed=seeds[0], **settings)
+        base = TrainSpec.sized(size, design=str(chosen[0][0]), seed=seeds[0], **settings)
         if settings.get("measure_every") is None and settings.get("eval_every") is None:
             # About eight evaluations and four measurements a run.
             steps = base.total_steps
@@ -95,7 +104,7 @@ class Plan:
         plan.runs()  # every setting is checked before anything starts
         for planned in plan.designs:
             # Parts that cannot be built, sizes that do not fit and ranges that do not tile are refused here.
-            price(base.with_(design=str(planned.design)))
+            price(planned.of(base))
         return plan
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -104,7 +113,7 @@ class Plan:
         for seed in self.seeds:
             for lr in self.lrs:
                 for planned in self.designs:
-                    spec = self.base.with_(design=str(planned.design), seed=seed, lr=lr)
+                    spec = planned.of(self.base).with_(seed=seed, lr=lr)
                     found.append(PlannedRun(len(found), f"{planned.id}-lr{lr:g}-s{seed}", planned.id, spec))
         return tuple(found)
 
@@ -119,7 +128,10 @@ class Plan:
         """Plain JSON values; `from_dict` reads them back."""
         return {
             "format": FORMAT,
-            "designs": [{"id": p.id, **p.design.to_dict()} for p in self.designs],
+            "designs": [
+                {"id": p.id, **p.design.to_dict()} | ({"settings": dict(p.settings)} if p.settings else {})
+                for p in self.designs
+            ],
             "lrs": list(self.lrs),
             "seeds": list(self.seeds),
             "setup": {k: v for k, v in self.base.to_dict().items() if k not in _OWN},
@@ -129,7 +141,10 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
         """The inverse of `to_dict`."""
         try:
-            designs = tuple(PlannedDesign(str(d["id"]), Design.from_dict(d)) for d in data["designs"])
+            designs = tuple(
+                PlannedDesign(str(d["id"]), Design.from_dict(d), tuple(sorted(dict(d.get("settings", {})).items())))
+                for d in data["designs"]
+            )
             lrs, seeds = tuple(data["lrs"]), tuple(data["seeds"])
             base = TrainSpec.from_dict(
                 {**data["setup"], "design": str(designs[0].design), "seed": seeds[0], "lr": lrs[0]}
@@ -157,13 +172,18 @@ class Plan:
     def differences(self, other: "Plan") -> list[str]:
         """What another plan changes, in words; empty when all runs of this one may be kept."""
         found = self.base.differences(other.base.with_(design=self.base.design, seed=self.base.seed, lr=self.base.lr))
-        mine, theirs = {p.id: p.design for p in self.designs}, {p.id: p.design for p in other.designs}
-        found += [f"design {i}: {mine[i]} -> {theirs[i]}" for i in mine if i in theirs and mine[i] != theirs[i]]
+        mine, theirs = {p.id: p for p in self.designs}, {p.id: p for p in other.designs}
+        for i in mine.keys() & theirs.keys():
+            if mine[i].design != theirs[i].design:
+                found.append(f"design {i}: {mine[i].design} -> {theirs[i].design}")
+            elif mine[i].settings != theirs[i].settings:
+                found.append(f"settings of {i}: {dict(mine[i].settings)} -> {dict(theirs[i].settings)}")
         return found
 
     def sha256(self) -> str:
         """Hash of everything that decides a result."""
-        text = json.dumps([self.base.sha256(), [(p.id, str(p.design)) for p in self.designs], self.lrs, self.seeds])
+        designs = [(p.id, str(p.design), *([dict(p.settings)] if p.settings else [])) for p in self.designs]
+        text = json.dumps([self.base.sha256(), designs, self.lrs, self.seeds])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -175,9 +195,8 @@ def price(spec: TrainSpec, vocab_size: int | None = None) -> Cost:
     return cost(settings, batch=spec.batch, seq=spec.seq, dtype=spec.dtype)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Settings of a study from a YAML or JSON file: ``designs``, ``seeds``, ``lrs``, ``size`` and any setting of a
-    run."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of settings, plain values only."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -194,12 +213,19 @@ def read_config(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise StudyError(f"{path} must hold settings such as `designs: [post-norm, paf]`, got {type(data).__name__}")
+    return data
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings of a study from a YAML or JSON file: ``designs``, ``seeds``, ``lrs``, ``size`` and any setting of a
+    run."""
+    data = read_yaml(path)
     if "format" in data and "setup" in data:
         return _of_plan(Plan.from_dict(data))
     for key in ("designs", "seeds", "lrs"):
         if key in data and not isinstance(data[key], list):
             raise StudyError(f"{key} in {path} must be a list, got {data[key]!r}")
-    if not all(isinstance(d, str) for d in data.get("designs", ())):
+    if not all(isinstance(d, str | dict) for d in data.get("designs", ())):
         raise StudyError(f"designs in {path} must be names or equations in quotes, got {data['designs']!r}")
     settings = {key.replace("-", "_"): value for key, value in data.items()}
     for key in _COMMAND_LINE:
@@ -210,20 +236,42 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _of_plan(plan: Plan) -> dict[str, Any]:
     """The plan that a study wrote, as settings for a new study."""
-    designs = [p.design.name or str(p.design) for p in plan.designs]
+    designs = [
+        {"id": p.id, "design": str(p.design), **dict(p.settings)} if p.settings else p.design.name or str(p.design)
+        for p in plan.designs
+    ]
     settings = {k: v for k, v in plan.base.to_dict().items() if k not in _OWN}
     return {**settings, "designs": designs, "seeds": list(plan.seeds), "lrs": list(plan.lrs)}
 
 
-def _with_ids(designs: Sequence[Design]) -> tuple[PlannedDesign, ...]:
-    found: dict[Design, str] = {}
-    for number, design in enumerate(designs, 1):
-        if design in found:
-            raise StudyError(f"designs must differ, but number {number} has the wiring of {found[design]}: {design}")
-        name = design.name or (design.names[0] if design.names else "")
+def _read_design(given: "str | Design | Mapping[str, Any]") -> tuple[Design, str, dict[str, Any]]:
+    """A design, the name it is to have ("" for its own), and its own settings."""
+    if not isinstance(given, Mapping):
+        return parse(given), "", {}
+    settings = dict(given)
+    text, name = settings.pop("design", None), settings.pop("id", "")
+    if not isinstance(text, str | Design) or not isinstance(name, str):
+        raise StudyError(
+            f"a design with settings is a mapping with the key design, a name or an equation: got {given!r}"
+        )
+    for key in ("seed", "lr"):
+        if key in settings:
+            raise StudyError(f"{key} is the study's and not one design's: remove it from {given!r}")
+    return parse(text), name, settings
+
+
+def _with_ids(designs: Sequence[tuple[Design, str, dict[str, Any]]]) -> tuple[PlannedDesign, ...]:
+    found: list[PlannedDesign] = []
+    for number, (design, given, settings) in enumerate(designs, 1):
+        own = tuple(sorted(settings.items()))
+        same = next((p.id for p in found if p.design == design and p.settings == own), None)
+        if same is not None:
+            raise StudyError(f"designs must differ, but number {number} has the wiring of {same}: {design}")
+        name = given or design.name or (design.names[0] if design.names else "")
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:40] or f"design-{number}"
-        found[design] = slug if slug not in found.values() else f"{slug}-{number}"
-    return tuple(PlannedDesign(i, d) for d, i in found.items())
+        slug = f"{slug}-{number}" if slug in {p.id for p in found} else slug
+        found.append(PlannedDesign(slug, design, own))
+    return tuple(found)
 
 
-__all__ = ["DEFAULT_DESIGNS", "Plan", "PlannedDesign", "PlannedRun", "price", "read_config"]
+__all__ = ["DEFAULT_DESIGNS", "Plan", "PlannedDesign", "PlannedRun", "price", "read_config", "read_yaml"]

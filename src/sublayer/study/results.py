@@ -14,7 +14,7 @@ from typing import Any
 from sublayer.notation import designs as catalogue
 from sublayer.study import claims, stats
 from sublayer.study.execute import read_row, run_folder
-from sublayer.study.plan import Plan, price
+from sublayer.study.plan import Plan, PlannedDesign, price
 
 SCHEMA = "sublayer.study/1"
 GAP = 0.01  # relative difference of parameters or FLOPs from which a caveat says so
@@ -117,7 +117,7 @@ def _design(plan: Plan, planned: Any, vocab_size: int) -> dict[str, Any]:
     design = planned.design
     name = design.name or (design.names[0] if design.names else None)
     entry = next((e for e in catalogue() if e.name == name), None)
-    cost = run_cost(plan, str(design), vocab_size)
+    cost = run_cost(plan, planned, vocab_size)
     return {
         "id": planned.id,
         "name": name,
@@ -131,9 +131,9 @@ def _design(plan: Plan, planned: Any, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def run_cost(plan: Plan, design: str, vocab_size: int) -> dict[str, Any]:
+def run_cost(plan: Plan, planned: PlannedDesign, vocab_size: int) -> dict[str, Any]:
     """Parameters and FLOPs of one design of a plan, from formulas."""
-    result = price(plan.base.with_(design=design), vocab_size)
+    result = price(planned.of(plan.base), vocab_size)
     return {
         "parameters": result.parameters,
         "parameters_embedding": result.embedding_parameters,
@@ -250,6 +250,10 @@ def _caveats(
         found.append(f"Parameters differ by {fairness['parameter_gap']:.1%} between designs.")
     if fairness["flop_gap"] > GAP:
         found.append(f"FLOPs per token differ by {fairness['flop_gap']:.1%} between designs.")
+    for planned in plan.designs:
+        if planned.settings:
+            own = ", ".join(f"{name} {value}" for name, value in planned.settings)
+            found.append(f"{planned.id} has settings of its own, which belong to it: {own}.")
     missing = [r["id"] for r in rows if r["status"] == "missing"]
     if missing:
         found.append(f"Not run yet: {_listed(missing)}. `--resume` runs them.")

@@ -208,3 +208,18 @@ def comparison(losses: Mapping[str, Losses], baseline: str | None = None, confid
         "method": METHOD.format(confidence=confidence),
         "rows": rows,
     }
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation of paired values; ties get their mean rank. NaN where one side does not vary."""
+    left, right = _ranks(a), _ranks(b)
+    middle = (len(left) + 1) / 2
+    top = math.fsum((x - middle) * (y - middle) for x, y in zip(left, right, strict=True))
+    below = math.sqrt(math.fsum((x - middle) ** 2 for x in left) * math.fsum((y - middle) ** 2 for y in right))
+    return top / below if below else math.nan
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    first = {value: k for k, value in reversed(list(enumerate(ordered, 1)))}
+    return [first[v] + (ordered.count(v) - 1) / 2 for v in values]

@@ -114,7 +114,7 @@ def run_study(
     facts = _prepare(plan, output)
     folder = _claim(plan, out, resume)
     line = list(command) or _call(plan, folder)
-    costs = {p.id: run_cost(plan, str(p.design), int(facts["vocab_size"])) for p in plan.designs}
+    costs = {p.id: run_cost(plan, p, int(facts["vocab_size"])) for p in plan.designs}
     with locked(folder):
         write_atomically(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
         if output is not None:
