@@ -40,7 +40,7 @@ parts:
     threads: 1
   - kind: train
     name: pretrained
-    designs: [post-norm, paf]
+    designs: [post-norm, paf, {{id: no-ffn, design: "x = norm(x + attn(x))"}}]
     seeds: [0]
     lrs: [1e-2]
     layers: 2
@@ -144,11 +144,11 @@ def test_claims_are_shown_over_training_and_by_layer(ran: tuple[Path, dict[str, 
 
 def test_what_was_trained_is_fine_tuned_and_compared(ran: tuple[Path, dict[str, Any]]) -> None:
     found = part(ran[1], "tasks")
-    assert [row[0] for row in found["tables"][0]["rows"]] == ["post-norm", "paf", "majority"]
+    assert [row[0] for row in found["tables"][0]["rows"]] == ["post-norm", "paf", "no-ffn", "majority"]
     runs = found["details"]["runs"]
-    assert {(r["checkpoint_label"], r["seed"]) for r in runs} == {(c, s) for c in ("post-norm", "paf") for s in (0, 1)}
+    assert {(r["checkpoint_label"], r["seed"]) for r in runs} == {(c, s) for c in ("post-norm", "paf", "no-ffn") for s in (0, 1)}
     assert all(r["status"] == "ok" and 0 <= r["score"] <= 1 for r in runs)
-    assert len(found["verdicts"]) == 2
+    assert len(found["verdicts"]) == 2 + 1
     assert (ran[0] / "parts" / "tasks" / "paf" / "finetune.json").exists()
 
 

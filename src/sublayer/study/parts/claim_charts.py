@@ -24,7 +24,7 @@ def by_layer(study: Study) -> list[Json]:
         series = [
             {"name": a["design"], "points": [_point(p["layer"], p["value"]) for p in a["layers"]]}
             for a in claim["answers"]
-            if a["layers"]
+            if a.get("layers")  # a design without such a term has none
         ]
         if series:
             charts.append(_chart(claim["claim"], "layer (from 0)", "at the end of training, mean over seeds", series))
