@@ -11,6 +11,8 @@ _OTHER_ACTS = tuple(
     "gelu_10 gelu_fast gelu_new gelu_python gelu_python_tanh gelu_accurate hardswish leaky_relu linear mish quick_gelu "
     "relu2 relu6 sigmoid sqrtsoftplus swish tanh".split()
 )
+_DROPOUTS = ("hidden_dropout_prob", "embedding_dropout_prob", "attention_probs_dropout_prob")
+_MAY_BE_ZERO = ("position_offset", "type_vocab_size", *_DROPOUTS)
 
 
 class CostError(ValueError):
@@ -49,6 +51,7 @@ class Sizes:
     type_vocab_size: int = 0
     lm_head_dense: bool = False
     lm_head_dense_bias: bool = True
+    lm_head_act: str | None = None
     lm_head_norm: bool = False
     lm_head_bias: bool = False
     classifier_dense: bool = False
@@ -57,13 +60,19 @@ class Sizes:
     classifier_bias: bool = True
     tie_word_embeddings: bool = True
     fuse_parallel: bool = True
+    hidden_dropout_prob: float = 0.0
+    embedding_dropout_prob: float | None = None
+    attention_probs_dropout_prob: float = 0.0
+    attn_logit_softcapping: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("position_offset", "type_vocab_size") else 1
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if type(value) is int and value < least:
                 raise CostError(f"{field.name} ({value}) must be at least {least}: give a larger number")
+            if field.name in _DROPOUTS and value is not None and not 0 <= value < 1:
+                raise CostError(f"{field.name} ({value}) must lie in [0, 1): give a share")
         if self.hidden_act not in (known_acts := (*_PLAIN_ACTS, *_GATED, *_OTHER_ACTS)):
             known = ", ".join(known_acts)
             raise CostError(f"hidden_act ({self.hidden_act!r}) must be one of {known}: choose one of them")
@@ -124,7 +133,7 @@ class Sizes:
     @property
     def embedding_tables(self) -> dict[str, int]:
         """Parameters of the tables of tokens, positions and token types."""
-        beside = self._beside
+        beside = self.beside
         rows = self.max_position_embeddings + self.position_offset if self.position_embedding == "learned" else 0
         return {
             "embed_tokens": self.vocab_size * self.width,
@@ -137,7 +146,7 @@ class Sizes:
         """Parameters of the norm and the projection of the embedding."""
         projection = self.width * self.d + (self.d if self.embedding_projection_bias else 0)
         return {
-            "embed_norm": self._norm(self.norm, self._beside) if self.embedding_norm else 0,
+            "embed_norm": self.norm_parameters(self.norm, self.beside) if self.embedding_norm else 0,
             "embed_projection": projection if self.embed_projected else 0,
         }
 
@@ -148,7 +157,7 @@ class Sizes:
         width = self.width if self.lm_head_dense else self.d
         dense = self.d * width + (width if self.lm_head_dense_bias else 0) if self.lm_head_dense else 0
         return {
-            "lm_head_transform": dense + (self._norm(self.norm, width) if self.lm_head_norm else 0),
+            "lm_head_transform": dense + (self.norm_parameters(self.norm, width) if self.lm_head_norm else 0),
             "lm_head": bias + (0 if self.tie_word_embeddings else self.vocab_size * self.width),
         }
 
@@ -157,16 +166,16 @@ class Sizes:
         d = self.d
         dense = d * d + (d if self.classifier_dense_bias else 0) if self.classifier_dense else 0
         return {
-            "classifier_transform": dense + (self._norm(self.norm, d) if self.classifier_norm else 0),
+            "classifier_transform": dense + (self.norm_parameters(self.norm, d) if self.classifier_norm else 0),
             "score": d * labels + (labels if self.classifier_bias else 0),
         }
 
     @property
-    def _beside(self) -> int:
+    def beside(self) -> int:
         """Channels of the tables beside the tokens': those of the stream where the tokens are projected first."""
         return self.d if self.embed_projected and self.embedding_projection == "tokens" else self.width
 
-    def _norm(self, kind: str, width: int) -> int:
+    def norm_parameters(self, kind: str, width: int) -> int:
         """Parameters of one norm."""
         if kind == "dyt":
             return 2 * width + 1
@@ -195,41 +204,16 @@ class Sizes:
             return (inner + 1) * d * ff + (inner * ff + d if self.mlp_bias else 0)
         kind = self.norm if site.op == "norm" else site.op
         if kind in ("layernorm", "rmsnorm", "dyt"):
-            return self._norm(kind, d)
+            return self.norm_parameters(kind, d)
         return {"scale": d, "gate": 1}.get(kind, 0)
 
-    def flops_of(self, site: Site, seq: int) -> int:
-        """FLOPs of one call for each token of a sequence of `seq`."""
+    def products_of(self, site: Site, seq: int) -> tuple[int, int, int]:
+        """FLOPs of one call for each token of a sequence of `seq`: products of the input, between positions, output."""
         d, q, kv = self.d, self.query_width, self.key_width
         if site.op == "attn":
-            return 2 * d * (q + 2 * kv) + 4 * seq * q + 2 * q * d
+            return 2 * d * (q + 2 * kv), 4 * seq * q, 2 * q * d
         if site.op == "dot":
-            return 4 * seq * d
+            return 0, 4 * seq * d, 0
         if site.op == "ffn":
-            return 2 * d * self.d_ff * (3 if self.gated else 2)
-        return 0
-
-    def kept_joined(self, eager: bool) -> int:
-        """Numbers more for each token where ``attn`` shares its input product with another call: queries, keys and
-        values lie in one memory with the FFN's numbers, so that those which are kept only changed (turned, or copied
-        by eager attention) are kept as they were too."""
-        q, kv = self.query_width, self.key_width
-        changed = (
-            self.position_embedding == "rotary" or eager
-        ) and not self.qk_norm  # norms keep what they read anyway
-        return (q + kv) * changed + kv * eager
-
-    def kept_by(self, site: Site, seq: int, eager: bool) -> int:
-        """Numbers that one call keeps for the backward pass for each token, beside what it reads."""
-        d, q, kv = self.d, self.query_width, self.key_width
-        if site.op == "attn":
-            normed = 2 * (q + kv) if self.qk_norm else 0
-            weights = self.num_attention_heads * (seq if eager else 1)  # probabilities, or the logarithm of their sum
-            return q + 2 * kv + normed + weights + q
-        if site.op == "dot":
-            return seq if eager else d + 1
-        if site.op == "ffn":
-            plain = self.hidden_act in ("relu", "reglu")
-            return self.d_ff * ((3 if plain else 4) if self.gated else (1 if plain else 2))
-        kind = self.norm if site.op == "norm" else site.op
-        return {"layernorm": 2, "rmsnorm": d + 1, "dyt": d}.get(kind, 0)
+            return 2 * d * self.d_ff * (2 if self.gated else 1), 0, 2 * d * self.d_ff
+        return 0, 0, 0

@@ -1,6 +1,7 @@
 """`sublayer cost`."""
 
 import json
+from typing import Any
 
 import click
 
@@ -19,12 +20,24 @@ import click
 @click.option("--positions", "position_embedding", type=click.Choice(["learned", "rotary", "none"]), help="Positions.")
 @click.option("--seq", type=int, help="Tokens a row.  [default: 512]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Rows.")
+@click.option("--dropout", "hidden_dropout_prob", type=float, help="Dropout where BERT has it.  [default: 0]")
+@click.option("--head", default="lm", show_default=True, help="lm, none, or the number of labels of a classifier.")
+@click.option("--attention", type=click.Choice(["sdpa", "eager"]), default="sdpa", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Whose kernels.")
+@click.option("--checkpointing", is_flag=True, help="Layers are run again in the backward pass.")
+@click.option("--accumulation", type=int, default=1, show_default=True, help="Forward passes an optimiser step.")
 @click.option("--dtype", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def cost(design: str, seq: int | None, batch: int, dtype: str, as_json: bool, **sizes: object) -> None:
-    """Print parameters, FLOPs and training memory of a design, from formulas."""
+def cost(design: str, head: str, as_json: bool, **options: Any) -> None:
+    """Print parameters, FLOPs and training memory of a design, and how they grow with length, from formulas.
+
+    `sublayer train --recipe NAME --dry-run` prices a whole training on GPUs.
+    """
+    from sublayer.cost import CostError
     from sublayer.cost import cost as price
 
-    given = {name: value for name, value in sizes.items() if value is not None}
-    result = price(design, seq=seq, batch=batch, dtype=dtype, **given)  # type: ignore[arg-type]
+    if head not in ("lm", "none") and not head.isdecimal():
+        raise CostError(f"head ({head!r}) must be lm, none, or a number of labels: give one of them")
+    given = {name: value for name, value in options.items() if value is not None}
+    result = price(design, head=int(head) if head.isdecimal() else head, **given)  # type: ignore[arg-type]
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))

@@ -1,60 +1,34 @@
 """What a design costs: parameters, FLOPs and memory, by formulas from the wiring graph. Imports no torch.
 
-Parameters are exact. FLOPs are those of the matrix products, 2 for each multiply-add, as torch's `FlopCounterMode`
-counts them: projections, both products of attention over the full [seq, seq] matrix (a causal mask saves nothing in
-it), the FFN, the output layer. Norms, activations, softmax, positions, sums and the embedding look-up are left out: a
-few per cent at most. A training step is three forward passes: the backward pass has two products for each of the
-forward's (less where `stop` cuts the gradient).
+Parameters are exact. FLOPs are those of the matrix products, 2 for each multiply-add, and equal to what torch's
+`FlopCounterMode` counts: projections, both products of attention over the full [seq, seq] matrix (a causal mask saves
+nothing in it), the FFN, the output layer, and in the backward pass a product for each gradient that is asked for
+(`sublayer.cost.products`). Norms, activations, softmax, positions, sums and the embedding look-up are left out: a few
+per cent at most.
 
-Memory is an estimate of a training step without gradient checkpointing, without dropout, in bytes:
-
-    weights      4 P        (bf16 is autocast: the weights stay in float32)
-    gradients    4 P
-    optimizer    8 P        (Adam's two moments)
-    activations  b T A      b = 4, or 2 in bf16; T = batch * seq tokens; A = numbers kept for the backward pass
-    logits       (b + 8) T V   the logits, their logarithms of probabilities and their gradient, the last two in float32
-
-    A: one vector of d for each distinct value that an operator reads, and inside the operators
-       attn   (2 heads + 2 kv_heads) head_dim + heads: queries, the mix, keys, values, one sum a query; eager keeps
-              heads * seq probabilities in place of the sums; QK-norm adds 2 (heads + kv_heads) head_dim
-       ffn    relu: d_ff; gelu, silu and others: 2 d_ff; reglu: 3 d_ff; geglu, swiglu and others with a gate: 4 d_ff
-       norm   layernorm: 2; rmsnorm: d + 1 (1 in the kernels of GPUs); dyt: d
+Memory is that of a training step with AdamW: forward, backward, clipping, update. The step is replayed on a tape of
+allocations (`sublayer.cost.tape`, `operators`, `memory`), and its peak is the most that lives at one moment. What the
+libraries take for themselves (kernels' work space, the allocator's slack) is not in it.
 """
 
 import difflib
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from types import ModuleType
 from typing import Any, Literal
 
+from sublayer._verb import callable_module
+from sublayer.cost import products
+from sublayer.cost.lengths import Length, crossover, growth
+from sublayer.cost.memory import Head, Memory, Setting, replay
+from sublayer.cost.operators import Attention, Device
 from sublayer.notation import Design, DesignError, parse
 from sublayer.notation.graph import NORMS
-from sublayer.notation.parallel import parallel
-from sublayer.notation.program import Call, Section
+from sublayer.notation.program import Section
 from sublayer.sizes import CostError as CostError
 from sublayer.sizes import Sizes as Sizes
 
-Head = Literal["lm", "none"] | int
-
 _BUILT = ("attn", "dot", "ffn", *NORMS, "scale", "gate", "stop")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a training step; the formulas stand at the top of the module."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 @dataclass(frozen=True)
@@ -69,8 +43,14 @@ class Cost:
         parameters_by_site: within `parameters`, by owner: "embed_tokens", "layers.attn" (all layers together),
             "final_section.stream_norm", "lm_head", "score"; owners without parameters are left out.
         forward_flops: matrix products of one forward pass of the batch.
+        training_flops: of forward and backward pass.
+        recomputed_flops: within `training_flops`, what the backward pass repeats of the forward pass: scores in an
+            attention kernel that keeps no probabilities, blocks under gradient checkpointing.
         flops_by_site: within `forward_flops`, by owner.
-        memory: of a training step of the batch, estimated.
+        memory: of a training step of the batch.
+        lengths: FLOPs a token, and attention's share in them, from 512 to 16384 tokens a row.
+        crossover: tokens a row at which attention's products between positions cost as much as the FFN's, forward;
+            None where one of them is missing (`sublayer.cost.lengths`).
     """
 
     design: str
@@ -80,13 +60,17 @@ class Cost:
     embedding_parameters: int
     parameters_by_site: dict[str, int]
     forward_flops: int
+    training_flops: int
+    recomputed_flops: int
     flops_by_site: dict[str, int]
     memory: Memory
+    lengths: tuple[Length, ...]
+    crossover: float | None
 
     @property
-    def training_flops(self) -> int:
-        """Forward and backward pass of the batch: three times the forward."""
-        return 3 * self.forward_flops
+    def model_flops(self) -> int:
+        """`training_flops` without what is done twice: what a utilisation is reckoned from (PaLM, 2204.02311)."""
+        return self.training_flops - self.recomputed_flops
 
     @property
     def forward_flops_per_token(self) -> float:
@@ -96,13 +80,12 @@ class Cost:
     @property
     def training_flops_per_token(self) -> float:
         """`training_flops` over the tokens of the batch."""
-        return 3 * self.forward_flops_per_token
+        return self.training_flops / (self.batch * self.seq)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, derived numbers included."""
         values = asdict(self)
-        values["memory"]["total"] = self.memory.total
-        for name in ("training_flops", "forward_flops_per_token", "training_flops_per_token"):
+        for name in ("model_flops", "forward_flops_per_token", "training_flops_per_token"):
             values[name] = getattr(self, name)
         return values
 
@@ -113,6 +96,11 @@ class Cost:
         owners = [f"  {name:<30} {count:>14,}" for name, count in self.parameters_by_site.items()]
         shares = [f"  {name:<30} {count / self.forward_flops:>13.1%}" for name, count in self.flops_by_site.items()]
         total, embedding = f"{self.parameters:,}", f"{self.embedding_parameters:,}"
+        lengths = [
+            f"  {row.seq:<30} {_short(row.forward_flops_per_token):>8}{_short(row.training_flops_per_token):>10}"
+            f"{row.attention_share:>10.1%}"
+            for row in self.lengths
+        ]
         lines = [
             self.design,
             f"parameters        {_short(self.parameters)} ({total}; embedding {embedding})",
@@ -120,8 +108,14 @@ class Cost:
             f"forward           {_short(self.forward_flops_per_token)}FLOP a token at seq {self.seq}",
             *shares,
             f"training          {_short(self.training_flops_per_token)}FLOP a token",
-            f"training memory   about {_short(m.total)}B for {self.batch} x {self.seq} tokens: {memory}",
+            "by length                         forward  training  between positions",
+            *lengths,
+            f"training memory   {_short(m.total)}B at most, in {m.moment}, for {self.batch} x {self.seq} tokens",
+            f"  over the step   {memory}",
         ]
+        if self.crossover is not None:
+            meets = f"  attention between positions costs as much as the FFN at {self.crossover:,.0f} tokens"
+            lines.insert(-2, meets)
         return "\n".join(lines)
 
 
@@ -132,7 +126,11 @@ def cost(
     seq: int | None = None,
     head: Head = "lm",
     dtype: Literal["float32", "bf16"] = "float32",
-    attention: Literal["sdpa", "eager"] = "sdpa",
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    checkpointing: bool = False,
+    accumulation: int = 1,
+    packed: bool = False,
     **sizes: Any,
 ) -> Cost:
     """Parameters, FLOPs and training memory of a design or a config.
@@ -144,8 +142,12 @@ def cost(
         batch, seq: shape of the batch. seq defaults to 512, or max_position_embeddings where that is less.
         head: "lm" for SublayerForCausalLM and SublayerForMaskedLM, "none" for SublayerModel, or the number of labels
             of SublayerForSequenceClassification.
-        dtype: of activations; "bf16" is mixed precision.
-        attention: memory only: "sdpa" for one kernel that keeps no probabilities, "eager" for one that does.
+        dtype: of activations; "bf16" is mixed precision: weights, gradients and moments stay in float32.
+        attention: "sdpa" for a kernel that keeps no probabilities, "eager" for products written out.
+        device: whose kernels, for the memory: "cpu" or "cuda".
+        checkpointing: each layer is run again in the backward pass, and only its input is kept.
+        accumulation: forward passes of an optimiser step; from 2 on, all gradients are there all the time.
+        packed: for the memory: rows hold several documents, which a mask keeps apart, as `sublayer train` packs them.
 
     Raises:
         DesignError: the design cannot be read, has operators that cannot be built, or does not fit the depth.
@@ -154,7 +156,8 @@ def cost(
     wiring, shape = _read(design, sizes)
     if seq is None:
         seq = min(512, shape.max_position_embeddings)
-    for name, value in (("batch", batch), ("seq", seq)):
+    labels = head if isinstance(head, int) else 1
+    for name, value in (("batch", batch), ("seq", seq), ("accumulation", accumulation), ("head", labels)):
         if value < 1:
             raise CostError(f"{name} ({value}) must be at least 1: give a positive number")
     if shape.position_embedding == "learned" and seq > shape.max_position_embeddings:
@@ -171,35 +174,18 @@ def cost(
     owned: Counter[str] = Counter(shape.embedding_tables)
     embedding = owned.total()
     owned.update(shape.embedding_parts)
-    flops: Counter[str] = Counter()
-    tokens = batch * seq
-    if shape.embed_projected:
-        flops["embed_projection"] = tokens * 2 * shape.width * shape.d
     for place, section in sections:
         _check_built(section)
         for site in section.sites:
             owned[f"{place}.{site.name}"] += shape.parameters_of(site)
-        for call in _calls(section):
-            flops[f"{place}.{call.site.name}"] += tokens * shape.flops_of(call.site, seq)
     if head == "lm":
         owned.update(shape.language_head)
-        flops["lm_head_transform"] = tokens * 2 * shape.d * shape.width if shape.lm_head_dense else 0
-        flops["lm_head"] = tokens * 2 * shape.width * shape.vocab_size
     elif isinstance(head, int):
         owned.update(shape.classifier(head))
-        flops["classifier_transform"] = batch * 2 * shape.d * shape.d if shape.classifier_dense else 0
-        flops["score"] = batch * 2 * shape.d * head
-
     total = owned.total()
+    flops = products.count(sections, shape, head, batch, seq, attention, device, checkpointing)
     width = 4 if dtype == "float32" else 2
-    kept = _kept(sections, shape, seq, attention == "eager") + (shape.d if head == "lm" else 0)
-    memory = Memory(
-        weights=4 * total,
-        gradients=4 * total,
-        optimizer=8 * total,
-        activations=width * tokens * kept,
-        logits=(width + 8) * tokens * shape.vocab_size if head == "lm" else 0,
-    )
+    how = Setting(batch, seq, width, attention, device, checkpointing, accumulation, packed)
     return Cost(
         design=str(wiring),
         batch=batch,
@@ -207,9 +193,13 @@ def cost(
         parameters=total,
         embedding_parameters=embedding,
         parameters_by_site={name: count for name, count in owned.items() if count},
-        forward_flops=flops.total(),
-        flops_by_site={name: count for name, count in flops.items() if count},
-        memory=memory,
+        forward_flops=flops.forward.total(),
+        training_flops=flops.forward.total() + flops.backward,
+        recomputed_flops=flops.recomputed,
+        flops_by_site={name: count for name, count in flops.forward.items() if count},
+        memory=replay(sections, shape, head, total, how),
+        lengths=growth(flops, batch * seq, seq),
+        crossover=crossover(flops, seq),
     )
 
 
@@ -231,6 +221,19 @@ def _read(given: Any, sizes: dict[str, Any]) -> tuple[Design, Sizes]:
     return parse(text), Sizes(**({n: v for n, v in values.items() if n in names} | sizes))
 
 
+def attention_crossover(design: str | Design | Mapping[str, Any] | Any, **sizes: Any) -> float | None:
+    """Tokens a row at which attention's products between positions cost as much as the FFN's, forward.
+
+    Args:
+        design, sizes: as in :func:`cost`.
+
+    Returns:
+        tokens, or None where the design has no attention or no FFN. The formula is in `sublayer.cost.lengths`:
+        ``d d_ff / (heads head_dim)`` for one of each a layer, half as much again with a gate.
+    """
+    return cost(design, **{"seq": 1, **sizes}).crossover
+
+
 def _check_built(section: Section) -> None:
     for site in section.sites:
         if site.op not in _BUILT:
@@ -238,35 +241,6 @@ def _check_built(section: Section) -> None:
                 f"{site.op!r} stands for something without an implementation here, so it has no known cost",
                 section.text,
             )
-
-
-def _calls(section: Section) -> list[Call]:
-    return [step for step in section.steps if isinstance(step, Call)]
-
-
-def _kept(sections: list[tuple[str, Section]], shape: Sizes, seq: int, eager: bool) -> int:
-    """Numbers kept for the backward pass for each token: each distinct value that an operator reads, and what the
-    operators keep inside. A stream that one section leaves and the next reads is kept once."""
-    total = 0
-    held: set[str] = set()  # streams whose value was counted where it was made
-    for _, section in sections:
-        calls = _calls(section)
-        read = {arg for call in calls if call.site.op != "stop" for arg in call.args}
-        total += shape.d * len(read - held)
-        total += sum(shape.kept_by(call.site, seq, eager) for call in calls)
-        if shape.fuse_parallel:
-            total += _joined(section) * shape.kept_joined(eager)
-        held = {stream for stream, value in section.outputs if value in read}
-    return total
-
-
-def _joined(section: Section) -> int:
-    """How many calls of ``attn`` share their input product with another call."""
-    found = 0
-    for group in parallel(section).groups:
-        shared = {i for i, n in Counter(group.reads).items() if n > 1}
-        found += sum(c.site.op == "attn" and i in shared for c, i in zip(group.calls, group.reads, strict=True))
-    return found
 
 
 def _short(value: float) -> str:
@@ -277,11 +251,4 @@ def _short(value: float) -> str:
     return f"{value:.3g} P"
 
 
-class _CallableModule(ModuleType):
-    # Importing this module binds `sublayer.cost` to it, and the public function has that name too: so that
-    # `sl.cost(design)` works whatever was imported first, the module can be called.
-    def __call__(self, *args: Any, **kwargs: Any) -> Cost:
-        return cost(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+callable_module(__name__)

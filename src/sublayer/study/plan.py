@@ -192,7 +192,7 @@ def price(spec: TrainSpec, vocab_size: int | None = None) -> Cost:
     sizes = {field.name for field in fields(Sizes)}
     settings = {name: value for name, value in spec.model_settings().items() if name in sizes or name == "design"}
     settings["vocab_size"] = vocab_size or spec.vocab_size
-    return cost(settings, batch=spec.batch, seq=spec.seq, dtype=spec.dtype)
+    return cost(settings, batch=spec.batch, seq=spec.seq, dtype=spec.dtype, packed=True, accumulation=spec.accumulation)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
