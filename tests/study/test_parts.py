@@ -140,13 +140,19 @@ def test_claims_are_shown_over_training_and_by_layer(ran: tuple[Path, dict[str, 
     over = next(c for c in charts if c["x"] == "step")
     assert [p["x"] for p in over["series"][0]["points"]] == [0, 2, 4]
     assert any(c["x"].startswith("layer") for c in charts)
+    isotropy = next(t for t in part(ran[1], "pretrained")["tables"] if t["title"] == "Isotropy behind the last layer")
+    assert [row[0] for row in isotropy["rows"]] == ["post-norm", "paf", "no-ffn"]
+    assert all(0 < row[1] <= 1 and row[4] > 1 for row in isotropy["rows"])
+    verdicts = part(ran[1], "pretrained")["verdicts"]
+    assert sum("no-ffn" in v for v in verdicts if v.startswith("Does the FFN")) == 0, "it has no FFN to ask about"
 
 
 def test_what_was_trained_is_fine_tuned_and_compared(ran: tuple[Path, dict[str, Any]]) -> None:
     found = part(ran[1], "tasks")
     assert [row[0] for row in found["tables"][0]["rows"]] == ["post-norm", "paf", "no-ffn", "majority"]
     runs = found["details"]["runs"]
-    assert {(r["checkpoint_label"], r["seed"]) for r in runs} == {(c, s) for c in ("post-norm", "paf", "no-ffn") for s in (0, 1)}
+    expected = {(c, s) for c in ("post-norm", "paf", "no-ffn") for s in (0, 1)}
+    assert {(r["checkpoint_label"], r["seed"]) for r in runs} == expected
     assert all(r["status"] == "ok" and 0 <= r["score"] <= 1 for r in runs)
     assert len(found["verdicts"]) == 2 + 1
     assert (ran[0] / "parts" / "tasks" / "paf" / "finetune.json").exists()
@@ -160,7 +166,7 @@ def test_a_conversion_is_recovered_by_distillation(ran: tuple[Path, dict[str, An
     settings = f"kind: convert, name: c, label: m, to: [paf, post-norm], checkpoint: {source}, recover: {recover}"
     path.write_text(f"title: a\nquestion: b\nparts:\n  - {{{settings}}}\n")
     (tmp_path / "texts").mkdir()
-    for i in range(12):
+    for i in range(60):
         words = [f"word{(i * 7 + j * j) % 50}" for j in range(60)]
         (tmp_path / "texts" / f"{i}.txt").write_text(" ".join(words) + ".\n")
     found = part(run_program(Program.load(path), tmp_path / "out", output=None), "c")

@@ -58,6 +58,56 @@ def over_training(study: Study) -> list[Json]:
     ]
 
 
+def verdicts(study: Study) -> list[str]:
+    """One sentence a claim: the answer of every design with the number of its median layer."""
+    told = []
+    for claim in study.results["claims"]:
+        answers = [
+            f"{a['design']} {a['answer']} ({a['value']:.3f})" for a in claim["answers"] if a["value"] is not None
+        ]
+        if answers:
+            told.append(f"{claim['question']} {'; '.join(answers)}.")
+    return told
+
+
+def isotropy(study: Study) -> tuple[list[Json], list[Json]]:
+    """How isotropic the stream is behind each layer of the trained models: a table of the last layer by four measures,
+    and a chart of the rank-one residual by layer. Means over seeds. A design without an FFN, or without attention,
+    shows here what is left without it."""
+    found: dict[str, dict[int, list[Json]]] = {}
+    lrs = {r["design"]: r["lr"] for r in study.results["comparison"]["rows"]}
+    for run in study.results["runs"]:
+        if run["status"] == "ok" and run["measures"] and lrs[run["design"]] == run["lr"]:
+            last = {s["layer"]: s["after"] for s in run["measures"]["sums"] if s["section"] == "block"}
+            for layer, cloud in last.items():  # the last + of each layer
+                found.setdefault(run["design"], {}).setdefault(layer, []).append(cloud)
+    if not found:
+        return [], []
+    names = ("rank_one_residual", "mean_cosine", "iso_score", "effective_rank")
+    rows = [[d, *(_mean(layers[max(layers)], name) for name in names)] for d, layers in found.items()]
+    table = {
+        "title": "Isotropy behind the last layer",
+        "note": "At the last + of the last layer, behind its norm where it has one; means over seeds. Rank-one "
+        "residual 0: all tokens are the same vector.",
+        "head": ["design", "rank-one residual", "mean cosine", "IsoScore", "effective rank"],
+        "rows": rows,
+    }
+    series = [
+        {"name": d, "points": [_point(k, _mean(layers[k], names[0])) for k in sorted(layers)]}
+        for d, layers in found.items()
+    ]
+    chart = {
+        "title": "Isotropy of the stream behind each layer", "note": "1: the tokens' mean is zero; 0: all are equal.",
+        "x": "layer (from 0)", "y": "rank-one residual", "x_log": False, "y_log": False, "series": series, "marks": [],
+    }  # fmt: skip
+    return [table], [chart]
+
+
+def _mean(clouds: list[Json], name: str) -> float | None:
+    values = [c[name] for c in clouds if c[name] is not None]
+    return sum(values) / len(values) if values else None
+
+
 def _chart(claim: str, x: str, where: str, series: list[Json]) -> Json:
     title, y = _AXES[claim]
     return {

@@ -15,6 +15,7 @@ from torch import Tensor
 import sublayer as sl
 from sublayer.hf.convert.folder import TOKENIZER_FILES
 from sublayer.hf.convert.rewire import rewire
+from sublayer.study.errors import StudyError
 from sublayer.train.documents import held_out, open_source
 from sublayer.whole_files import write_atomically
 
@@ -32,11 +33,17 @@ def main(arguments: Sequence[str]) -> int:
     original = sl.load(order["checkpoint"]).eval()
     encode = _encoder(order["checkpoint"], recover["seq"])
     train, apart, fingerprint = paragraphs(recover["data"])
+    if not train or not apart:
+        raise StudyError(
+            f"a recovery takes paragraphs of {SHORTEST} words or more, some of them in documents held out; "
+            f"{recover['data']} has {len(train)} and {len(apart)}: give more text"
+        )
     conversion = rewire(original, order["to"])
     model = conversion.model
     _save(original, order["checkpoint"], place / "original")
     _save(model, order["checkpoint"], place / "at-once")
-    held = [encode(apart[i : i + recover["batch"]]) for i in range(0, recover["held_out"], recover["batch"])]
+    apart = apart[: recover["held_out"]]
+    held = [encode(apart[i : i + recover["batch"]]) for i in range(0, len(apart), recover["batch"])]
     at_once = _mean_distance(model, original, held)
     losses = distil(model, original, encode, train, recover)
     found = {

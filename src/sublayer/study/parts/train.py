@@ -100,7 +100,10 @@ class Train(Part):
             told = f"{label}: " if self.grid else ""
             if not self.grid:
                 result.verdicts.append(study.verdict)
-                result.charts += [*claim_charts.by_layer(study), *claim_charts.over_training(study)]
+                result.verdicts += claim_charts.verdicts(study)
+                tables, charts = claim_charts.isotropy(study)
+                result.tables += tables
+                result.charts += [*claim_charts.by_layer(study), *claim_charts.over_training(study), *charts]
             result.caveats += [f"{told}{c}" for c in study.results["caveats"] if c not in result.caveats]
         if self.grid:
             result.verdicts += self._trained(rows)
