@@ -6,8 +6,7 @@ left as they were, so that a run with measuring and one without give the same we
 """
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sublayer.model.block import Wiring
-from sublayer.notation.program import Add, Section
-from sublayer.probe import measures
-from sublayer.probe.attention import AttentionWatch, real_tokens
-from sublayer.probe.measures import Isotropy
-from sublayer.probe.sums import equation, following_norm, kind, stream_name
+from sublayer.notation.program import Call
+from sublayer.probe.attention import AttentionWatch, document_ids, real_tokens
+from sublayer.probe.errors import ProbeError
+from sublayer.probe.measuring import Bootstrap, IsotropyCache, Record, Reduced, SectionMeasure, reduced
+from sublayer.probe.sample import Kept, Spread, stride_of
 
 Batch = Mapping[str, Any] | Tensor
-Record = dict[str, Any]
 
 # What the forward of the model takes from a batch; labels and the rest are not needed to look at the stream.
 _INPUTS = ("input_ids", "attention_mask", "sequence_ids", "position_ids")
@@ -64,15 +62,9 @@ def measure(
     base = _base(model)
     prepared = [_prepare(batch, base) for batch in ([batches] if isinstance(batches, Tensor | Mapping) else batches)]
     if not prepared:
-        raise ValueError("nothing to measure: batches is empty; give at least one batch of input_ids")
+        raise ProbeError("nothing to measure: batches is empty; give at least one batch of input_ids")
     chosen = _spread([real_tokens(batch) for batch in prepared], max_tokens)
-    depth = len(base.layers)
-    wirings = [(-1, "embed", base.embed_section)]
-    wirings += [(i, "block", layer) for i, layer in enumerate(base.layers)]
-    wirings += [(depth, "final", base.final_section)]
-
-    cache = _IsotropyCache()
-    watchers = [_Watcher(layer, section, wiring, depth, cache) for layer, section, wiring in wirings]
+    watchers = _watchers(base, False, sum(map(len, chosen)))
     attention = AttentionWatch(attention_rows)
     with _undisturbed(base), ExitStack() as stack:
         for watcher in watchers:
@@ -84,23 +76,127 @@ def measure(
             with attention.attached(base.layers, batch) if number == 0 else ExitStack():
                 base(**batch, use_cache=False)
 
+    found = [watcher.found for watcher in watchers]
     layers = []
-    for watcher in watchers[1:-1]:
-        gradient = None if gradient_norms is None else gradient_norms[watcher.layer]
+    for of_layer in found[1:-1]:
+        layer = of_layer.measure.layer
+        gradient = None if gradient_norms is None else gradient_norms[layer]
         layers.append(
             {
-                "layer": watcher.layer,
-                "stream_norm": watcher.stream_norm,
+                "layer": layer,
+                "stream_norm": of_layer.stream["stream_norm"],
                 "gradient_norm": gradient if gradient is not None and math.isfinite(gradient) else None,
-                "attention": attention.of_layer(watcher.layer),
+                "attention": attention.of_layer(layer),
             }
         )
     return {
         "step": step,
         "tokens": sum(len(rows) for rows in chosen),
-        "sums": [found for watcher in watchers for found in watcher.sums],
+        "sums": [of_sum for each in found for of_sum in each.sums],
         "layers": layers,
     }
+
+
+@dataclass
+class Captured:
+    """One stack after a run: what was measured in each section, and on how many tokens."""
+
+    name: str
+    depth: int
+    found: list[Reduced]
+    seen: int
+    tokens: int
+    rows: int
+    attention: Callable[[int], list[dict[str, Any]]]
+    unmeasured: list[Record] = field(default_factory=list)
+    stride: int = 1
+
+
+def is_ours(model: nn.Module) -> bool:
+    """Whether a model is built from a design, so that its sections hand out their values themselves."""
+    try:
+        _base(model)
+    except TypeError:
+        return False
+    return True
+
+
+def tapped(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    max_tokens: int | None,
+    limit: int,
+    attention_rows: int,
+    bootstrap: Callable[[Tensor], Bootstrap] | None = None,
+) -> Captured:
+    """Run one of our own models on batches that may be a stream of any length, and measure it in full.
+
+    Args:
+        max_tokens: measured at most; None: as many, up to ``limit``, as keep the measuring cheap.
+        bootstrap: given the row of each measured token, makes what resamples them.
+    """
+    base = _base(model)
+    attention = AttentionWatch(attention_rows)
+    spread = Spread(limit if max_tokens is None else max_tokens)
+    watchers = _watchers(base, True, spread.limit)
+    rows = Kept(spread.limit)
+    count = 0
+    with _undisturbed(base), ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher.attached())
+        for number, given in enumerate(batches):
+            batch = _prepare(given, base)
+            real = real_tokens(batch)
+            thin, chosen = spread.add(real)
+            for watcher in watchers:
+                watcher.rows, watcher.thin = chosen, thin
+            rows.add(thin, (text_of(real, document_ids(batch), chosen) + count).cpu())
+            count = int(count + real.numel())
+            with attention.attached(base.layers, batch) if number == 0 else ExitStack():
+                base(**batch, use_cache=False)
+    if not spread.kept:
+        raise ProbeError(f"nothing to measure: {spread.seen} tokens that are no padding in the batches; give some")
+    by = stride_of(spread.kept, spread.seen, base.config.hidden_size) if max_tokens is None else 1
+    texts = rows.rows(by)
+    resample = None if bootstrap is None else bootstrap(texts)
+    for watcher in watchers:
+        watcher.finish(by, resample)
+    return Captured(
+        "model",
+        len(base.layers),
+        [watcher.found for watcher in watchers],
+        spread.seen,
+        len(texts),
+        len(texts.unique()),
+        attention.of_layer,
+        stride=spread.stride * by,
+    )
+
+
+def text_of(real: Tensor, documents: Tensor | None, chosen: Tensor) -> Tensor:
+    """A number for the text that each chosen position [k] of a batch belongs to: its document where these are known,
+    else its row. ``real`` and ``documents`` are [batch, seq]; the numbers are the place where the text begins."""
+    length = real.shape[1]
+    row = chosen // length * length
+    if documents is None:
+        return row
+    flat = documents.flatten()
+    first = torch.zeros_like(flat, dtype=torch.bool)
+    first[1:] = flat[1:] != flat[:-1]
+    first[::length] = True
+    starts = torch.where(first, torch.arange(len(flat), device=flat.device), torch.zeros_like(flat)).cummax(0).values
+    return starts[chosen]
+
+
+def _watchers(base: Any, full: bool, limit: int) -> list["_Watcher"]:
+    """One for each section, in the order in which they run."""
+    depth = len(base.layers)
+    wirings = [(-1, "embed", base.embed_section)]
+    wirings += [(i, "block", layer) for i, layer in enumerate(base.layers)]
+    wirings += [(depth, "final", base.final_section)]
+    cache = IsotropyCache()
+    return [_Watcher.of(layer, name, wiring, depth, cache, full, limit) for layer, name, wiring in wirings]
 
 
 def gradient_norms(model: nn.Module) -> list[float | None]:
@@ -128,16 +224,17 @@ def _base(model: nn.Module) -> Any:
 
 
 def _prepare(batch: Batch, base: nn.Module) -> dict[str, Tensor]:
+    batch = batch[0] if isinstance(batch, tuple) else batch
     given = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
     if given.get("input_ids") is None:
-        raise ValueError(
+        raise ProbeError(
             f"a batch has input_ids of shape [batch, seq]: got the keys {', '.join(map(str, given)) or 'none'}"
         )
     device = next(base.parameters()).device
     inputs = {k: torch.as_tensor(given[k]).to(device) for k in _INPUTS if given.get(k) is not None}
     for name, value in inputs.items():
         if value.ndim != 2:
-            raise ValueError(f"{name} has shape [batch, seq]: got {tuple(value.shape)}; put a batch axis in front")
+            raise ProbeError(f"{name} has shape [batch, seq]: got {tuple(value.shape)}; put a batch axis in front")
     return inputs
 
 
@@ -146,7 +243,7 @@ def _spread(real: Sequence[Tensor], limit: int) -> list[Tensor]:
     places = [mask.flatten().nonzero().squeeze(1) for mask in real]
     total = sum(len(p) for p in places)
     if total == 0 or limit < 1:
-        raise ValueError(f"nothing to measure: {total} tokens that are no padding, max_tokens={limit}")
+        raise ProbeError(f"nothing to measure: {total} tokens that are no padding, max_tokens={limit}")
     count = min(total, limit)
     wanted = torch.arange(count, dtype=torch.int64) * total // count  # of all real tokens, in order
     chosen, begin = [], 0
@@ -172,59 +269,44 @@ def _undisturbed(base: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _IsotropyCache:
-    """Isotropy of clouds seen a moment ago: the sum of one + is often the stream before the next."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[Tensor, Isotropy]] = deque(maxlen=8)
-
-    def __call__(self, x: Tensor) -> Isotropy:
-        for other, found in self._seen:
-            if other.shape == x.shape and other.dtype == x.dtype and torch.equal(other, x):
-                return found
-        # Apple's GPUs have no float64
-        found = measures.isotropy(x.cpu() if x.device.type == "mps" else x)
-        self._seen.append((x, found))
-        return found
-
-
 @dataclass
 class _Watcher:
     """One section of the running model: takes the rows it needs from the tap, and measures after the last batch."""
 
-    layer: int
-    name: str
     wiring: Wiring
-    depth: int
-    isotropy: _IsotropyCache
+    measure: SectionMeasure
+    limit: int
     rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    thin: int = 1
     last: bool = False
-    sums: list[Record] = field(default_factory=list)
-    stream_norm: measures.Quartiles = field(default_factory=dict)
-    _taken: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    found: Reduced = field(init=False)
+    _taken: dict[str, Kept] = field(default_factory=dict)
 
-    @property
-    def section(self) -> Section:
-        return self.wiring.section
+    @classmethod
+    def of(
+        cls, layer: int, name: str, wiring: Wiring, depth: int, cache: IsotropyCache, full: bool, limit: int
+    ) -> "_Watcher":
+        def apply(norm: Call, value: Tensor) -> Tensor:
+            found: Tensor = getattr(wiring, norm.site.name)(value)
+            return found
+
+        return cls(wiring, SectionMeasure(layer, name, wiring.section, wiring.layer, depth, cache, apply, full), limit)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Listen to the section's values, and reduce them to measures as soon as the last batch has passed."""
-        wanted = {value for step in self.section.sums for value in (step.value, *step.args)}
-        wanted |= {norm.value for step in self.section.sums if (norm := following_norm(self.section, step.value))}
-        wanted.add(dict(self.section.outputs)["x"])
+        """Listen to the section's values; where it is known which batch is the last, reduce them as soon as it has
+        passed."""
+        wanted = self.measure.wanted()
 
         def tap(name: str, value: Tensor) -> Tensor:
             if name in wanted:
-                self._taken[name].append(value.detach().flatten(0, -2)[self.rows])  # [measured tokens, d]
+                new = value.detach().flatten(0, -2)[self.rows]  # [measured tokens, d]
+                self._taken.setdefault(name, Kept(self.limit)).add(self.thin, new)
             return value
 
         def done(*_: Any) -> None:
             if self.last:
-                values = {name: torch.cat(parts) for name, parts in self._taken.items()}
-                self._taken.clear()
-                self.sums = [self._measured(step, values) for step in self.section.sums]
-                self.stream_norm = measures.stream_norm(values[dict(self.section.outputs)["x"]])
+                self.finish()
 
         handle = self.wiring.register_forward_hook(done)
         try:
@@ -233,38 +315,9 @@ class _Watcher:
         finally:
             handle.remove()
 
-    def _measured(self, step: Add, values: Mapping[str, Tensor]) -> Record:
-        section, number = self.section, self.wiring.layer
-        norm = following_norm(section, step.value)
-        assert step.stream is not None
-        weighted = {v: scalar.value(number, self.depth) * values[v] for scalar, v in step.terms}  # each [tokens, d]
-        stream = weighted[step.stream]
-        terms = []
-        for _, value in step.terms:
-            if value == step.stream:
-                continue
-            rest = [v for other, v in weighted.items() if other != value]
-            without = rest[0]
-            for more in rest[1:]:
-                without = without + more
-            if norm is not None:
-                without = getattr(self.wiring, norm.site.name)(without)
-            terms.append(
-                {
-                    "term": section.label(value),
-                    "kind": kind(section, value),
-                    "ratio": measures.term_ratio(weighted[value], stream),
-                    "cosine": measures.cosine(weighted[value], stream),
-                    "without": self.isotropy(without),
-                }
-            )
-        return {
-            "layer": self.layer,
-            "section": self.name,
-            "value": step.value,
-            "stream": stream_name(section, step.stream),
-            "equation": equation(section, step),
-            "before": self.isotropy(values[step.stream]),
-            "after": self.isotropy(values[step.value if norm is None else norm.value]),
-            "terms": terms,
-        }
+    def finish(self, by: int = 1, bootstrap: Bootstrap | None = None) -> None:
+        """Reduce what was taken to measures; ``by`` thins it out once more."""
+        with torch.no_grad():
+            values = {name: kept.rows(by) for name, kept in self._taken.items()}
+            self._taken.clear()
+            self.found = reduced(self.measure, values, bootstrap)

@@ -77,15 +77,25 @@ def ratio_lines(model: Json) -> list[Line]:
 
 
 def isotropy_lines(model: Json, measure: str) -> list[Line]:
-    after: dict[int, float] = {}
-    for of_sum, _ in terms_of(model):
-        value = numbers.known(of_sum["after"][measure])
-        if value is not None and of_sum["stream"] == "x":
-            after[of_sum["layer"]] = value  # the last sum of the layer
-    lines = [Line("the last sum of the layer", "after", [(float(k), v) for k, v in sorted(after.items())])]
-    for kind, points in by_kind(model, lambda s, t: t["without"][measure]).items():
-        lines.append(Line(f"a sum without {KINDS.get(kind, kind)}", f"{_style(kind)} without", points))
+    """For each kind of term the sum that adds it, and that sum without it."""
+    without = by_kind(model, lambda s, t: t["without"][measure])
+    lines = []
+    for kind, points in by_kind(model, lambda s, t: s["after"][measure]).items():
+        name, style = KINDS.get(kind, kind), _style(kind)
+        lines.append(Line(f"with {name}", f"{style} solid", points))
+        if kind in without:
+            lines.append(Line(f"without {name}", f"{style} without", without[kind]))
     return lines
+
+
+def last_sums(model: Json, measure: str) -> list[Point]:
+    """The last sum of each layer on the stream."""
+    found: dict[int, float] = {}
+    for of_sum in model["sums"]:
+        value = numbers.known(of_sum["after"][measure])
+        if value is not None and of_sum["stream"] == "x" and of_sum["section"] == "block":
+            found[of_sum["layer"]] = value
+    return [(float(k), v) for k, v in sorted(found.items())]
 
 
 def layer_lines(model: Json) -> list[tuple[str, str, list[Line]]]:

@@ -22,6 +22,7 @@ from sublayer.report.probe_charts import (
     drawn,
     isotropy_lines,
     key_of,
+    last_sums,
     layer_lines,
     ratio_lines,
     terms_of,
@@ -150,7 +151,8 @@ def _figures(model: Json, prefix: str) -> list[Figure]:
     panels = [drawn(TITLES[m], lines) for m, lines in by_measure if any(line.points for line in lines)]
     if panels:
         caption = (
-            "The sum, and the same sum with one term left out, both through the norm that follows if there is one. "
+            "For each kind of term the sum that adds it, and the same sum without it, both through the norm that "
+            "follows if there is one. "
             "Measures disagree; look at more than one."
         )
         found.append(Figure(f"{prefix}isotropy", "How isotropic the token vectors are", caption, tuple(panels)))
@@ -175,7 +177,7 @@ def _together(models: Sequence[Json], names: Sequence[str]) -> list[Figure]:
         if lines:
             panels.append(drawn(f"{KINDS.get(kind, kind)} / stream", lines, True))
     for measure in MEASURES:
-        lines = both(lambda m, measure=measure: isotropy_lines(m, measure)[0].points)  # type: ignore[misc]
+        lines = both(lambda m, measure=measure: last_sums(m, measure))  # type: ignore[misc]
         if lines:
             panels.append(drawn(f"{TITLES[measure]} of the last sum", lines))
     titles = dict.fromkeys(title for m in models for title, _, _ in layer_lines(m))
