@@ -3,14 +3,16 @@
     sublayer compare --config studies/depth/study.yaml --out OUT
     python tools/studies.py depth OUT
 
-Copies `results.json`, `README.md`, the figures and `report.html` to `studies/depth/`, writes `studies/README.md` from
-the records that are there. Without arguments it writes the list only.
+Copies `results.json`, `README.md`, the figures and `report.html` to `studies/depth/`, with names in place of this
+machine's folders (set GLUE where the study did), and writes `studies/README.md` from the records that are there. Without
+arguments it writes the list only.
 """
 
 import argparse
 import json
-import shutil
+import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,18 @@ def put(name: str, out: Path) -> None:
         for old in target.glob(pattern):
             old.unlink()
         for path in sorted(out.glob(pattern)):
-            shutil.copyfile(path, target / path.name)
+            text = path.read_text(encoding="utf-8")
+            for place, name_of_it in places(out):
+                text = text.replace(place, name_of_it)
+            (target / path.name).write_text(text, encoding="utf-8")
+
+
+def places(out: Path) -> list[tuple[str, str]]:
+    """Where things lie on this machine, each with what a record says instead."""
+    found = [(sysconfig.get_paths()["purelib"], "SITE-PACKAGES"), (str(out.resolve()), "FOLDER"), (str(out), "FOLDER")]
+    if os.environ.get("GLUE"):
+        found += [(str(Path(os.environ["GLUE"]).resolve()), "$GLUE"), (os.environ["GLUE"], "$GLUE")]
+    return found
 
 
 def listed() -> str:

@@ -194,7 +194,7 @@ class Train(Part):
         return {"x": x, "y": statistics.fmean(losses), "low": min(losses), "high": max(losses)}
 
     def _trained(self, rows: Sequence[Json]) -> list[str]:
-        """For each setting of the rest of the grid, up to where along the first axis every seed of a design learned."""
+        """For each setting of the rest of the grid, where along the first axis not every seed of a design learned."""
         axis, others = next(iter(self.grid)), [k for k in self.grid if k != next(iter(self.grid))]
         told = []
         for values in itertools.product(*(self.grid[k] for k in others)):
@@ -208,8 +208,8 @@ class Train(Part):
                     and all(r["state"] == "learned" for r in mine)
                 ]  # fmt: skip
                 failed = [x for x in self.grid[axis] if x not in fine]
-                all_fine = f"{planned.id} learned at every {axis}"
-                parts.append(all_fine if not failed else f"{planned.id} not at {axis} {', '.join(map(str, failed))}")
+                all_fine = f"{planned.id} learned at all"
+                parts.append(all_fine if not failed else f"{planned.id} failed at {axis} {', '.join(map(str, failed))}")
             where = ", ".join(f"{k} {v}" for k, v in fixed.items())
             told.append((f"With {where}: " if where else "") + "; ".join(parts) + ".")
         return told
