@@ -4,7 +4,7 @@
     python tools/studies.py depth OUT
 
 Copies `results.json`, `README.md`, the figures and `report.html` to `studies/depth/`, with names in place of this
-machine's folders (set GLUE where the study did), and writes `studies/README.md` from the records that are there. Without
+machine's folders (set GLUE where the study did), and writes `studies/README.md` from the records there are. Without
 arguments it writes the list only.
 """
 
