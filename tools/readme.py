@@ -5,7 +5,8 @@ Four kinds of fenced block count:
 - `python`: all of them, in order, as one program, in an empty folder;
 - `output`: what that program prints, among other things;
 - `console`: lines after `$ ` are commands; the lines below a command are its output, compared word for word, where a
-  line `...` stands for any number of lines. No output below a command: only its exit status counts;
+  line `...` stands for any number of lines. No output below a command: only its exit status counts. Each block is
+  run in an empty folder of its own;
 - `sh`: commands for a checkout, such as `make demo`. They are not run from here, but each `make` target must exist.
 
 `<!-- slow -->` on the line before a block leaves it to `make readme`; the test suite runs the others.
@@ -140,12 +141,11 @@ def main() -> int:
     page = [block for block in blocks(README.read_text()) if not (quick and block.slow)]
     failures = 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         jobs: list[tuple[str, Callable[[], None]]] = []
         for block in page:
             if block.language == "console":
-                jobs.append((f"line {block.line}", partial(run_console, block, folder)))
-        jobs.append(("Python blocks", partial(run_python, page, folder)))
+                jobs.append((f"line {block.line}", partial(run_console, block, _empty(name, f"line-{block.line}"))))
+        jobs.append(("Python blocks", partial(run_python, page, _empty(name, "python"))))
         for title, job in jobs:
             try:
                 job()
@@ -154,6 +154,13 @@ def main() -> int:
                 failures += 1
                 print(error, file=sys.stderr, flush=True)
     return failures
+
+
+def _empty(folder: str, name: str) -> Path:
+    """A folder for one block: a reader may begin at any of them."""
+    made = Path(folder) / name
+    made.mkdir()
+    return made
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from sublayer.train.frame import (
     RESULT,
     begin,
     cores,
+    cut_short,
     examine,
     explain,
+    go_through,
     logging_to,
     machine,
     peak_memory_mb,
@@ -228,15 +230,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
         guard = TaskGuard(spec, out, metrics, progress, stop, ready.identity, wall)
         pad = ready.classifier.tokenizer.pad_token_id
         trainer = guard.trainer = TaskTrainer(model, spec, ready.task, str(out), rows, ready.dev, guard, pad)
-        row["device"] = str(trainer.args.device)
-        if newest is not None:
-            guard.restore(newest[0])
-            row["seconds"] = float(newest[1]["seconds"])
-            _log.info("resuming from step %d", newest[1]["step"])
-        progress.phase("train")
-        trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
-        progress.phase("finish")
-        step = trainer.state.global_step
+        step = go_through(trainer, guard, newest, row)
         last = metrics.last.get("train")
         row.update(
             steps_done=step,
@@ -247,10 +241,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
             stopped_early=guard.stopped_early,
         )
         if step < spec.total_steps and not guard.stopped_early:
-            number = stop.received or 0
-            name = signal.Signals(number).name if number else "a callback"
-            reason = f"stopped by {name} after step {step}; --resume goes on from there"
-            row.update(status="killed", signal=number or None, reason=reason)
+            cut_short(row, step, stop.received)
             return
     row["eval_loss"] = metrics.last["eval"]["loss"]
     if spec.weights == "best" and guard.best_step != step:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from sublayer import folders
 from sublayer.train.frame import cores, finished
 from sublayer.whole_files import write_atomically
 
@@ -75,7 +74,7 @@ def finetune(
     line = list(command) or _call(specs[0], keys, seeds)
     from .one import run
 
-    with _locked(folder):
+    with folders.held(folder, FinetuneError, "in"):
         for spec in specs:
             place = folder / RUNS / run_id(spec)
             if output is not None:
@@ -165,22 +164,7 @@ def _claim(specs: Sequence[FinetuneSpec], out: str | os.PathLike[str] | None, re
                 f"the results in {folder} have runs that are not asked for now ({', '.join(lost)}), and none is dropped"
                 ": give their tasks and seeds too, or another folder"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FinetuneError(f"cannot make {folder}: {error.strerror or error}; give another folder") from None
-    return folder
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no two processes run the same runs."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FinetuneError(f"another process works in {folder}; wait for it, or give another folder") from None
-        yield
+    return folders.make(folder, FinetuneError)
 
 
 def _write(specs: Sequence[FinetuneSpec], folder: Path, command: Sequence[str]) -> dict[str, Any]:

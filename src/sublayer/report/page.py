@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sublayer.report import charts, evidence, glossary, layers, numbers, tables, training, wiring
+from sublayer.report.template import template
 from sublayer.report.view import Design, Study, read
 
 SCHEMA = "sublayer.study/1"
@@ -91,13 +91,6 @@ def write(results: dict[str, Any], folder: Path, out: Path) -> None:
 
 def _render(context: dict[str, Any], detail: Detail) -> str:
     """The page as text, in one of the `LEVELS` of detail."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = {
         **context,
         "detail": detail,
@@ -107,7 +100,7 @@ def _render(context: dict[str, Any], detail: Detail) -> str:
         "ratio": context["ratio"] if detail.layers else None,
         "profile": context["profile"] if detail.layers else None,
     }
-    text = environment.get_template("page.html").render(shown)
+    text = template("page.html").render(shown)
     return text if detail.tips else _TIP.sub("", text)
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sublayer.report import glossary, numbers
 from sublayer.report.charts import Figure
 from sublayer.report.errors import ProbePageError
@@ -29,6 +27,7 @@ from sublayer.report.probe_charts import (
 )
 from sublayer.report.svg import Point
 from sublayer.report.tables import Table, data
+from sublayer.report.template import template
 from sublayer.whole_files import write_atomically
 
 SCHEMA = "sublayer.probe/1"
@@ -66,17 +65,10 @@ def write_probe(record: Json, out: Path) -> None:
             "run sublayer probe again"
         )
     models = [record] if schema == SCHEMA else [record["a"], record["b"]]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     claims = record.get("claims") or []
     of_models = [claims] if schema == SCHEMA else claims
     names = [str(m.get("name") or m["model"]["class"]) for m in models]
-    text = environment.get_template("probe.html").render(
+    text = template("probe.html").render(
         title=" and ".join(names),
         names=names,
         setups=[_setup(m) for m in models],

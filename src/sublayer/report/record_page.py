@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sublayer.report import numbers
@@ -19,6 +18,7 @@ from sublayer.report.record_charts import Drawing, draw
 from sublayer.report.record_figures import figure
 from sublayer.report.record_markdown import pages, readme, shown_facts
 from sublayer.report.tables import Table, data
+from sublayer.report.template import template
 from sublayer.whole_files import write_atomically
 
 _NEEDED = (
@@ -109,15 +109,8 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(record: dict[str, Any], parts: list[tuple[dict[str, Any], list[Grid], list[tuple[int, Drawing]]]]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [_part(number, *part) for number, part in enumerate(parts, 1)]
-    return environment.get_template("record.html").render(
+    return template("record.html").render(
         record=record,
         parts=shown,
         many=len(shown) > 1,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -96,7 +96,7 @@ def execute(
                         display.finished(child.run, row)
                     display.show({c.run.id: _progress(study, c.run) for c in children})
             except BaseException:
-                _stop(children)
+                stop_all([child.process for child in children])
                 raise
     finally:
         display.close()
@@ -174,17 +174,18 @@ def _finish(child: _Child, study: Path) -> dict[str, Any]:
     return row
 
 
-def _stop(children: list[_Child]) -> None:
-    for child in children:
-        if child.process.poll() is None:
-            child.process.terminate()
+def stop_all(processes: "Sequence[subprocess.Popen[bytes] | Forked]") -> None:
+    """Ask every process to save and stop, and end those that have not in `GRACE` seconds."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
     deadline = time.monotonic() + GRACE
-    for child in children:
+    for process in processes:
         try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait(GRACE)
+            process.kill()
+            process.wait(GRACE)
 
 
 def _last_line(path: Path) -> str:

@@ -1,21 +1,12 @@
 """The folder of a study: one process at a time."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from sublayer import folders
 from sublayer.study.errors import StudyError
 
 
-@contextlib.contextmanager
-def locked(study: Path) -> Iterator[None]:
+def locked(study: Path) -> AbstractContextManager[None]:
     """Hold the study's folder. Raises StudyError if another process works on it."""
-    with open(study / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StudyError(
-                f"another process works on the study in {study}; wait for it, or give another folder"
-            ) from None
-        yield
+    return folders.held(study, StudyError, "on the study in")

@@ -1,13 +1,11 @@
 """A list of processes, so many at a time: what the parts of a study run their work with. Imports no torch."""
 
-import contextlib
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sublayer.study.execute import GRACE, POLL, terminating
+from sublayer.study.execute import POLL, stop_all, terminating
 from sublayer.study.nursery import Forked, Nursery
 
 
@@ -29,34 +27,21 @@ def run_all(work: Sequence[Work], jobs: int, say: Callable[[str], None]) -> dict
     """
     waiting, codes = list(work), dict[str, int]()
     running: list[tuple[Work, Forked, float]] = []
-    with terminating(), Nursery() as nursery, _stopped(running):
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                one = waiting.pop(0)
-                one.log.parent.mkdir(parents=True, exist_ok=True)
-                running.append((one, nursery.start(one.module, one.arguments, one.log), time.monotonic()))
-            time.sleep(POLL)
-            for item in [r for r in running if r[1].poll() is not None]:
-                running.remove(item)
-                one, process, began = item
-                codes[one.name] = process.returncode or 0
-                told = "done" if codes[one.name] == 0 else f"ended with status {codes[one.name]}, see {one.log}"
-                say(f"[{len(codes)}/{len(work)}] {one.name}: {told} ({time.monotonic() - began:.0f} s)")
+    with terminating(), Nursery() as nursery:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    one = waiting.pop(0)
+                    one.log.parent.mkdir(parents=True, exist_ok=True)
+                    running.append((one, nursery.start(one.module, one.arguments, one.log), time.monotonic()))
+                time.sleep(POLL)
+                for item in [r for r in running if r[1].poll() is not None]:
+                    running.remove(item)
+                    one, process, began = item
+                    codes[one.name] = process.returncode or 0
+                    told = "done" if codes[one.name] == 0 else f"ended with status {codes[one.name]}, see {one.log}"
+                    say(f"[{len(codes)}/{len(work)}] {one.name}: {told} ({time.monotonic() - began:.0f} s)")
+        except BaseException:
+            stop_all([process for _, process, _ in running])
+            raise
     return codes
-
-
-@contextlib.contextmanager
-def _stopped(running: Sequence[tuple[Work, Forked, float]]) -> Iterator[None]:
-    """Whatever ends the context, no process outlives it."""
-    try:
-        yield
-    except BaseException:
-        for _, process, _ in running:
-            process.terminate()
-        deadline = time.monotonic() + GRACE
-        for _, process, _ in running:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        raise

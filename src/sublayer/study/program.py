@@ -23,11 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sublayer import folders
 from sublayer.study.errors import StudyError
 from sublayer.study.files import locked
 from sublayer.study.parts import Part, Result, Setting, make
 from sublayer.study.plan import read_yaml
-from sublayer.study.results import machine, versions
+from sublayer.study.results import machine
+from sublayer.train.frame import versions
 from sublayer.whole_files import write_atomically
 
 SCHEMA = "sublayer.record/1"
@@ -194,11 +196,7 @@ def _claim(program: Program, folder: Path, resume: bool) -> Path:
             raise StudyError(f"the study in {folder} was begun from another file: give that one, or another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"cannot make {folder}: {error.strerror or error}; give another folder") from None
-    return folder
+    return folders.make(folder, StudyError)
 
 
 def _call(folder: Path) -> list[str]:

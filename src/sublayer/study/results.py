@@ -4,10 +4,8 @@ no torch."""
 import datetime
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from sublayer.notation import designs as catalogue
 from sublayer.study import claims, stats
 from sublayer.study.execute import read_row, run_folder
 from sublayer.study.plan import Plan, PlannedDesign, price
+from sublayer.train.frame import cores, versions
 
 SCHEMA = "sublayer.study/1"
 GAP = 0.01  # relative difference of parameters or FLOPs from which a caveat says so
@@ -58,19 +57,6 @@ def gather(plan: Plan, study: Path, facts: Mapping[str, Any], command: Sequence[
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a result."""
-    found = {"python": platform.python_version()}
-    for name in ("sublayer", "torch", "transformers", "tokenizers"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            import sublayer
-
-            found[name] = sublayer.__version__ if name == "sublayer" else "not installed"
-    return found
-
-
 def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the study ran. Speeds are of this machine; losses depend on the number of threads in their last digits."""
     import psutil
@@ -79,7 +65,7 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "threads": threads or 0,
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "device": next((r["device"] for r in rows if r.get("device")), None) or "none",

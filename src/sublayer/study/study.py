@@ -1,17 +1,18 @@
 """`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sublayer import folders
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import execute
 from sublayer.study.files import locked
 from sublayer.study.plan import Plan
 from sublayer.study.results import gather, read_results, run_cost
+from sublayer.train.frame import cores
 from sublayer.whole_files import write_atomically
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def run_study(
 
 def _default_jobs(plan: Plan) -> int:
     """As many runs as the cores allow; a run without a number of threads takes all cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_JOBS, cores // (plan.base.threads or cores)))
+    return max(1, min(MAX_JOBS, cores() // (plan.base.threads or cores())))
 
 
 def _prepare(plan: Plan, output: IO[str] | None) -> Mapping[str, Any]:
@@ -170,11 +170,7 @@ def _claim(plan: Plan, out: str | Path | None, resume: bool) -> Path:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"cannot make {folder}: {error.strerror or error}; give another folder") from None
-    return folder
+    return folders.make(folder, StudyError)
 
 
 def _write(

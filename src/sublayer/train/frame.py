@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -51,6 +52,26 @@ def versions() -> dict[str, str]:
     for name in ("torch", "transformers", "tokenizers"):
         found[name] = metadata.version(name)
     return found
+
+
+def go_through(trainer: Any, guard: Any, newest: tuple[Path, dict[str, Any]] | None, row: dict[str, Any]) -> int:
+    """Train from the newest checkpoint, or from the beginning; the step that was reached."""
+    row["device"] = str(trainer.args.device)
+    if newest is not None:
+        guard.restore(newest[0])
+        row["seconds"] = float(newest[1]["seconds"])
+        _log.info("resuming from step %d", newest[1]["step"])
+    guard.progress.phase("train")
+    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+    guard.progress.phase("finish")
+    return int(trainer.state.global_step)
+
+
+def cut_short(row: dict[str, Any], step: int, received: int | None) -> None:
+    """Put into the row that the run was stopped before its end, by a signal or a callback."""
+    name = signal.Signals(received).name if received else "a callback"
+    reason = f"stopped by {name} after step {step}; --resume goes on from there"
+    row.update(status="killed", signal=received or None, reason=reason)
 
 
 def claim(spec: Settings, out: Path, resume: bool) -> dict[str, Any] | None:

@@ -16,7 +16,21 @@ from typing import IO, TYPE_CHECKING, Any
 from sublayer.whole_files import write_atomically
 
 from .errors import TrainError
-from .frame import DATA, LOG, METRICS, PROGRESS, RESULT, claim, cores, explain, logging_to, machine, peak_memory_mb
+from .frame import (
+    DATA,
+    LOG,
+    METRICS,
+    PROGRESS,
+    RESULT,
+    claim,
+    cores,
+    cut_short,
+    explain,
+    go_through,
+    logging_to,
+    machine,
+    peak_memory_mb,
+)  # fmt: skip
 from .spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -179,15 +193,7 @@ def _train_on(
         trainer = guard.trainer = GuardedTrainer(
             model, spec, str(out), rows, held_out, [guard], spec.objective == "clm"
         )
-        row["device"] = str(trainer.args.device)
-        if newest is not None:
-            guard.restore(newest[0])
-            row["seconds"] = float(newest[1]["seconds"])
-            _log.info("resuming from step %d", newest[1]["step"])
-        progress.phase("train")
-        trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
-        progress.phase("finish")
-        step = trainer.state.global_step
+        step = go_through(trainer, guard, newest, row)
         row.update(
             steps_done=step,
             train_loss=_smoothed(metrics),
@@ -195,10 +201,7 @@ def _train_on(
             data_order_sha256=trainer.order,
         )
         if step < spec.total_steps:
-            number = stop.received or 0
-            name = signal.Signals(number).name if number else "a callback"
-            reason = f"stopped by {name} after step {step}; --resume goes on from there"
-            row.update(status="killed", signal=number or None, reason=reason)
+            cut_short(row, step, stop.received)
             return
     if use_cache is not None:  # the Trainer turns it off, and it would be saved so
         model.config.use_cache = use_cache

@@ -26,6 +26,7 @@ from sublayer.study.parts.attention_findings import FFN, Kernel, Measured, Shape
 from sublayer.study.parts.attention_show import show
 from sublayer.study.parts.part import Part, Result, Setting
 from sublayer.study.results import machine
+from sublayer.train.frame import cores
 from sublayer.whole_files import write_atomically
 
 # name -> (transformers' name of the backend, the one kernel of sdpa that may run, what `sublayer cost` takes it for)
@@ -108,7 +109,7 @@ class AttentionCost(Part):
         if self.layers > 2:
             raise StudyError(f"layers of part {self.name!r} must be 1 or 2 call sites in a row, got {self.layers}")
         self.rounds = self._count("repeats", 5) * len(self.seeds)
-        self.threads = self._count("threads", _cores())
+        self.threads = self._count("threads", cores())
         self.seconds = float(self.take("seconds", (int, float), 0.3))
         if self.seconds <= 0:
             raise StudyError(f"seconds of part {self.name!r} must be above 0, got {self.seconds}")
@@ -289,10 +290,6 @@ def _where() -> Json:
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(file: Path) -> Json:

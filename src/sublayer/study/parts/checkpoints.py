@@ -31,7 +31,7 @@ def folder_of(given: str, here: Path, part: str) -> str:
     """A folder of data that a study's file names, ``$VARIABLES`` filled in."""
     filled = os.path.expandvars(given)
     if "$" in filled:
-        name = filled[filled.index("$") :].strip("${}/")
+        name = filled[filled.index("$") + 1 :].split("/")[0].strip("{}")
         raise StudyError(f"data of part {part!r} is {given}, and {name} is not set: set it to the folder of the data")
     path = here / filled
     if not path.exists():

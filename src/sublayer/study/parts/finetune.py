@@ -8,7 +8,6 @@ given where the cost is at least one point. Imports no torch.
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from sublayer.study.errors import StudyError
 from sublayer.study.parts.checkpoints import check_sources, folder_of, gathered
 from sublayer.study.parts.part import Part, Result, Setting
 from sublayer.study.pool import Work, run_all
+from sublayer.train.frame import cores
 from sublayer.whole_files import write_atomically
 
 Json = dict[str, Any]
@@ -74,8 +74,7 @@ class Finetune(Part):
                     arguments = (str(settings), str(place), "--resume", "--quiet")
                     log = at.folder / label / "logs" / f"{task}-s{seed}.txt"
                     work.append(Work(f"{label} {task} s{seed}", "sublayer.finetune.__main__", arguments, log))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        run_all(work, at.jobs or cores, at.say)
+        run_all(work, at.jobs or cores(), at.say)
         rows = [
             {**_row(place), "checkpoint_label": label, "task": task, "seed": seed}
             for (label, task, seed), place in places.items()

@@ -258,7 +258,7 @@ def _row(label: str, cell: Json, study: Study, run: Json) -> Json:
     """What the comparison across cells needs of one run."""
     lrs = {r["design"]: r["lr"] for r in study.results["comparison"]["rows"]}
     first = depth.first_step(study.folder / run["metrics"])
-    keys = ("id", "design", "seed", "lr", "status", "reason", "eval_loss", "steps_done", "seconds", "tokens_per_second")
+    keys = "id design seed lr status reason eval_loss steps_done seconds tokens_per_second threads device".split()
     row = {k: run.get(k) for k in keys}
     return {**row, "cell": label, "settings": cell, "best_lr": lrs[run["design"]] == run["lr"], **first}
 
