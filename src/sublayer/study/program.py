@@ -13,12 +13,13 @@ interruption. Each part has a folder `parts/NAME`, and its result in `parts/NAME
 record of all, `report.html` and `README.md` show it.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +34,7 @@ from sublayer.train.frame import versions
 from sublayer.whole_files import write_atomically
 
 SCHEMA = "sublayer.record/1"
-PROGRAM, RECORD, RESULT = "program.json", "results.json", "result.json"
+PROGRAM, RECORD, RESULT, SPENT = "program.json", "results.json", "result.json", "seconds.json"
 Json = dict[str, Any]
 
 
@@ -117,12 +118,12 @@ def run_program(
         write_atomically(folder / PROGRAM, json.dumps({"sha256": program.sha256(), "config": program.config}, indent=2))
         for part in program.parts:
             place = folders[part.name]
-            begun = time.monotonic()
             found = _read_result(place)
             if found is None:
                 place.mkdir(parents=True, exist_ok=True)
-                found = part.run(Setting(place, jobs, output, dict(results), dict(folders), page))
-                found.facts.setdefault("seconds", round(time.monotonic() - begun, 1))
+                with _clocked(place / SPENT):
+                    found = part.run(Setting(place, jobs, output, dict(results), dict(folders), page))
+                found.facts.setdefault("seconds", _spent(place / SPENT))
                 write_atomically(place / RESULT, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
             results[part.name] = found
             record = _record(program, results, command or _call(folder))
@@ -130,6 +131,24 @@ def run_program(
             if write is not None:
                 write(record, folder)
     return record
+
+
+def _spent(file: Path) -> float:
+    """Seconds that a part has taken so far, over all calls."""
+    try:
+        return round(sum(json.loads(file.read_text(encoding="utf-8"))), 1)
+    except (OSError, ValueError, TypeError):
+        return 0.0
+
+
+@contextlib.contextmanager
+def _clocked(file: Path) -> Iterator[None]:
+    """Add what passes inside to the seconds that a part has taken, also when it is interrupted."""
+    before, begun = _spent(file), time.monotonic()
+    try:
+        yield
+    finally:
+        write_atomically(file, json.dumps([before, round(time.monotonic() - begun, 1)]) + "\n")
 
 
 def read_record(folder: Path) -> Json:
@@ -165,7 +184,7 @@ def _record(program: Program, results: Mapping[str, Result], command: Sequence[s
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "versions": versions(),
-        "machine": machine(rows),
+        "machine": machine([*rows, *(result.facts for result in results.values())]),
         "config": json.loads(json.dumps(program.config, default=str)),
         "config_sha256": program.sha256(),
         "seconds": round(sum(result.facts.get("seconds", 0) for result in results.values()), 1),

@@ -181,6 +181,7 @@ class AttentionCost(Part):
             "seeds": list(self.seeds),
             "rounds": self.rounds,
             "threads": self.threads,
+            "device": "cpu",
             "clock": self.clock,
             "dtype": self.dtype,
             "causal": self.causal,

@@ -17,6 +17,7 @@ from sublayer.study.claims import MARGIN, SMALL
 from sublayer.study.errors import StudyError
 from sublayer.study.parts.checkpoints import check_sources, gathered
 from sublayer.study.parts.part import Part, Result, Setting
+from sublayer.train.frame import cores
 
 Json = dict[str, Any]
 # claim -> (its number in the record's intervals, the kind of term, threshold)
@@ -57,7 +58,7 @@ class ClaimsOnText(Part):
             result.details["probes"][label] = {
                 k: record.get(k) for k in ("tokens", "tokens_seen", "intervals", "claims")
             }
-        result.facts["seeds"] = [self.options["seed"]]
+        result.facts |= {"seeds": [self.options["seed"]], "device": "cpu", "threads": cores()}  # the probe's own
         result.caveats.append(
             "The intervals are over text, for one trained model each: they say nothing about another training run."
         )
