@@ -82,6 +82,12 @@ def test_dropout_and_pooling_go_over_the_checkpoint_s(spec: Make) -> None:
     assert made(spec()).model.config.hidden_dropout_prob == 0.1
 
 
+def test_a_linear_head_is_the_layer_of_labels_alone(spec: Make) -> None:
+    found = made(spec(pooling="mean", head="linear"))
+    assert found.model.classifier_transform is None
+    assert found.head == {"pooling": "mean", "fresh": ["score.weight", "score.bias"], "from_checkpoint": []}
+
+
 def test_gpt2_gets_a_frame_and_something_to_pad_with(spec: Make, gpt2: Path, glue: Path) -> None:
     found = made(spec(checkpoint=str(gpt2), task="rte"))
     assert found.frame == "A <|end|> B <|end|>"

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sublayer.model import SublayerForCausalLM, SublayerForMaskedLM, SublayerForSequenceClassification, SublayerModel
+from sublayer.model import (
+    SublayerForCausalLM,
+    SublayerForMaskedLM,
+    SublayerForSequenceClassification,
+    SublayerModel,
+    documents,
+)
+from sublayer.model.documents import blocks_of
 from sublayer.model.positions import document_positions, documents_from_positions
 from tests.model.support import VARIED, same, tiny, tokens
 
@@ -138,3 +145,32 @@ def test_what_cannot_be_packed_is_refused() -> None:
         model(packed(), sequence_ids=DOCUMENTS)
     with pytest.raises(ValueError, match="one text a row"):
         tiny("input-norm", SublayerForSequenceClassification)(packed(), sequence_ids=DOCUMENTS)
+
+
+@pytest.mark.parametrize("window", [None, 2, 40])
+@pytest.mark.parametrize("kind", [SublayerForCausalLM, SublayerForMaskedLM])
+@pytest.mark.parametrize(
+    "ids", [DOCUMENTS, torch.zeros(2, 10), torch.arange(10).expand(2, -1) // 5], ids=["ragged", "rows", "halves"]
+)
+def test_blocks_and_a_mask_say_the_same(
+    ids: Tensor, kind: type, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("x = x + dot(norm(x)) + attn(norm(x))", kind, sliding_window=window, num_key_value_heads=2).double()
+    found = {}
+    for way, start in (("blocks", -(10**12)), ("mask", 10**12)):
+        monkeypatch.setattr(documents, "START", start)
+        whole = blocks_of(ids, 16)
+        assert (whole is None) is (way == "mask" and len(ids.unique()) > 1)
+        model.zero_grad()
+        logits = model(packed(), sequence_ids=ids).logits
+        logits.square().sum().backward()
+        found[way] = [logits.detach()] + [p.grad.clone() for p in model.parameters()]
+    for one, other in zip(found["blocks"], found["mask"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_are_taken_where_they_save_more_than_they_cost() -> None:
+    long = torch.arange(512).expand(4, -1) // 100
+    assert blocks_of(long, 768) is not None
+    assert blocks_of(long[:, :16], 32) is not None, "every row is one document"
+    assert blocks_of(torch.arange(64).expand(16, -1) // 8, 64) is None, "many short ones"

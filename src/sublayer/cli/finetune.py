@@ -26,6 +26,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("--clip", float, "Largest norm of the gradient; 0 for no clipping.  [default: 1]"),
     ("--dropout", float, "Of stream and attention weights.  [default: the checkpoint's]"),
     ("--pooling", click.Choice(["first", "last", "mean"]), "Token that is read.  [default: the checkpoint's]"),
+    ("--head", click.Choice(["own", "linear"]), "Before the labels: as the checkpoint, or nothing.  [default: own]"),
     ("--train-examples", int, "Learn from so many rows, drawn once for all seeds."),
     ("--eval-every", int, "Steps between evaluations; 0: at the end only.  [default: an epoch]"),
     ("--patience", int, "Stop after so many evaluations without a better score."),

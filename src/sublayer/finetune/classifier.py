@@ -76,7 +76,7 @@ def build(spec: FinetuneSpec, task: Task) -> Classifier:
     config = _config(base.config, spec, task)
     model = SublayerForSequenceClassification(config)
     model.base_model.load_state_dict(base.state_dict())
-    taken = {} if spec.fresh_pooler else _pooler(model_type, kept)
+    taken = {} if spec.fresh_pooler or not config.classifier_dense else _pooler(model_type, kept)
     fresh = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
     with torch.no_grad():
         for name, tensor in taken.items():
@@ -156,6 +156,8 @@ def _config(old: SublayerConfig, spec: FinetuneSpec, task: Task) -> SublayerConf
         config.embedding_dropout_prob = None
     if spec.pooling is not None:
         config.classifier_reads = spec.pooling
+    if spec.head == "linear":
+        config.classifier_dense, config.classifier_act, config.classifier_norm = False, None, False
     return config
 
 

@@ -39,6 +39,8 @@ class FinetuneSpec(Settings):
         weight_decay: on tensors with two or more axes only.
         dropout: of stream and attention weights. None: as the checkpoint has it.
         pooling: which token the head reads: first, last or mean. None: as the checkpoint's config says.
+        head: own for what the checkpoint's config puts before the layer of labels (BERT: a projection and tanh), linear
+            for the layer of labels alone.
         fresh_pooler: draw the projection before the labels anew, even where the checkpoint has a trained one.
         train_examples: learn from so many rows only, drawn at random, the same for every seed.
         eval_every: steps between evaluations on the dev set. None: an epoch; 0: at the end only.
@@ -81,6 +83,7 @@ class FinetuneSpec(Settings):
     train_examples: int | None = None
     dropout: float | None = None
     pooling: Literal["first", "last", "mean"] | None = None
+    head: Literal["own", "linear"] = "own"
     fresh_pooler: bool = False
     # -- evaluation -----------------------------------------------------------------------------------------------
     eval_every: int | None = None

@@ -1,6 +1,7 @@
 """``attn``, multi-head and grouped-query attention, and ``dot``, the first form of self-attention without weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sublayer.model.branch import Branch
 from sublayer.model.config import SublayerConfig
 from sublayer.model.context import Context
+from sublayer.model.documents import Blocks
 from sublayer.model.masks import backend_for, mask_key
 from sublayer.model.norms import query_key_norm
 from sublayer.model.positions import rotate
@@ -83,18 +85,23 @@ class AttentionCore(nn.Module):
         """Mix ``value`` by the similarity of ``query`` and ``key``; shapes as in :func:`eager_attention`."""
         backend = backend_for(self.op, self.config)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
-        mixed, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            context.masks[self.mask_key],
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **self.limits,
-            **context.options,
-        )
-        return mixed, weights
+        mask = context.masks[self.mask_key]
+
+        def under(mask: Any, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+            found: tuple[Tensor, Tensor | None] = attend(
+                self,
+                *given,
+                mask,
+                dropout=self.dropout if self.training else 0.0,
+                scaling=self.scaling,
+                **self.limits,
+                **context.options,
+            )
+            return found
+
+        if isinstance(mask, Blocks):
+            return mask.attend(partial(under, None), query, key, value), None
+        return under(mask, query, key, value)
 
     def extra_repr(self) -> str:
         """Direction and scale, for ``print(model)``."""

@@ -12,7 +12,8 @@ class Context:
     """Masks, positions and cache of one forward pass, the same object for every layer.
 
     Attributes:
-        masks: by `sublayer.model.masks.mask_key`, the mask in the form its backend wants; None where none is needed.
+        masks: by `sublayer.model.masks.mask_key`, the mask in the form its backend wants, `Blocks`, or None where none
+            is needed.
         rotary: by layer type, cosines and sines ``[batch or 1, seq, width]``; empty without rotary positions.
         cache: keys and values of earlier tokens, or None.
         slot: the cache entry that the next attention call uses. Calls are counted as they run, because a block may hold

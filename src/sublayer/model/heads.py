@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from sublayer.model.config import SublayerConfig
 from sublayer.model.ffn import activation
+from sublayer.model.loss import IGNORED, count_of, cross_entropy, is_plain, linear_cross_entropy, predicted
 from sublayer.model.modeling import SublayerModel, SublayerPreTrainedModel
 from sublayer.model.norms import configured_norm
 from sublayer.model.positions import document_starts
@@ -79,6 +80,16 @@ class LanguageModel(SublayerPreTrainedModel):
         cap = config.final_logit_softcapping
         return logits if cap is None else cap * (logits / cap).tanh()
 
+    def _loss_only(self, hidden: Tensor, labels: Tensor, shift: bool, options: dict[str, Any]) -> Tensor:
+        """The mean loss, of ``hidden [batch, seq, d]`` where ``labels [batch, seq]`` ask for a prediction."""
+        config, head = self.config, self.lm_head
+        rows, targets = predicted(hidden, labels, shift)  # [n, d], [n]
+        if config.final_logit_softcapping is not None or not is_plain(head):
+            return cross_entropy(self._logits(rows), targets, count_of(options))
+        if self.lm_head_transform is not None:
+            rows = self.lm_head_transform(rows)
+        return linear_cross_entropy(rows, head, targets, count_of(options), config.logits_scale)
+
 
 class SublayerForCausalLM(LanguageModel, GenerationMixin):
     """Next-token prediction; ``generate`` works with and without cache, for every design."""
@@ -107,6 +118,7 @@ class SublayerForCausalLM(LanguageModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         sequence_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[batch, seq, vocab]``, and the mean loss of predicting ``labels[:, t + 1]`` from position t.
@@ -115,6 +127,7 @@ class SublayerForCausalLM(LanguageModel, GenerationMixin):
             labels: ``[batch, seq]``, -100 where nothing is to be predicted; shifted here. The first token of a packed
                 document is no target.
             logits_to_keep: how many last positions to give logits for; 0 means all.
+            loss_only: with labels, give no logits and never make more than a part of them: less time and memory.
             kwargs: num_items_in_batch goes to the loss; the rest as in :meth:`SublayerModel.forward`.
         """
         outputs = self.model(
@@ -128,12 +141,15 @@ class SublayerForCausalLM(LanguageModel, GenerationMixin):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(outputs.last_hidden_state[:, keep, :])  # [batch, kept, vocab]
-        loss = None
-        if labels is not None:
-            if sequence_ids is not None:
-                labels = labels.masked_fill(document_starts(sequence_ids), -100)
+        if labels is not None and sequence_ids is not None:
+            labels = labels.masked_fill(document_starts(sequence_ids), IGNORED)
+        loss = logits = None
+        if loss_only and labels is not None:
+            loss = self._loss_only(outputs.last_hidden_state, labels, True, kwargs)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(outputs.last_hidden_state[:, keep, :])  # [batch, kept, vocab]
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -186,12 +202,14 @@ class SublayerForMaskedLM(LanguageModel):
         labels: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits ``[batch, seq, vocab]``, and the mean loss of predicting ``labels[:, t]`` at position t.
 
         Args:
             labels: ``[batch, seq]``, -100 where nothing is to be predicted.
+            loss_only: with labels, give no logits, and make them only where a label is: less time and memory.
             kwargs: num_items_in_batch goes to the loss; the rest as in :meth:`SublayerModel.forward`.
         """
         outputs = self.model(
@@ -203,9 +221,12 @@ class SublayerForMaskedLM(LanguageModel):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        logits = self._logits(outputs.last_hidden_state)  # [batch, seq, vocab]
-        loss = None
-        if labels is not None:
+        loss = logits = None
+        if loss_only and labels is not None:
+            loss = self._loss_only(outputs.last_hidden_state, labels, False, kwargs)
+        else:
+            logits = self._logits(outputs.last_hidden_state)  # [batch, seq, vocab]
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

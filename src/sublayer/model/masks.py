@@ -21,6 +21,7 @@ from transformers.masking_utils import (
 )
 
 from sublayer.model.config import SublayerConfig
+from sublayer.model.documents import blocks_of
 from sublayer.model.positions import alibi_bias, token_positions
 from sublayer.notation.program import Section
 
@@ -87,7 +88,7 @@ def build_masks(
     Raises:
         ValueError: the attention backend cannot add the bias of alibi.
     """
-    masks = {}
+    masks: dict[str, Any] = {}
     for key in sorted(keys):
         op = key.removesuffix(_NEAR)
         window = config.sliding_window if key.endswith(_NEAR) else None
@@ -96,7 +97,12 @@ def build_masks(
         if biased:
             backend = _float_masks(backend)
         is_causal = config.left_to_right or op == "dot"
-        if sequence_ids is not None:
+        blocks = None
+        if sequence_ids is not None and backend == "sdpa" and attention_mask is None and not biased:
+            blocks = blocks_of(sequence_ids, config.hidden_size)
+        if blocks is not None and (window is None or max(blocks.lengths) <= (window if is_causal else window // 2)):
+            masks[key] = blocks
+        elif sequence_ids is not None:
             masks[key] = _packed_mask(backend, is_causal, window, embeddings, attention_mask, sequence_ids)
         else:
             masks[key] = _CREATE[is_causal, window is not None](

@@ -8,6 +8,7 @@ each predicted token alike.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -87,6 +88,8 @@ class GuardedTrainer(Trainer):
         self.want_gradients = False  # set by a callback for the steps that are measured
         self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
         self._losses: list[Tensor] = []
+        takes = inspect.signature(model.forward).parameters
+        self._only_loss = {"loss_only": True} if "loss_only" in takes else {}
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -109,6 +112,10 @@ class GuardedTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self._inspect(model, kept)
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Without logits where the model can: nobody reads them."""
+        return super().compute_loss(model, inputs | self._only_loss, *args, **kwargs)
 
     def _inspect(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
@@ -160,7 +167,7 @@ class GuardedTrainer(Trainer):
                 if predicted == 0:
                     continue
                 with torch.no_grad():
-                    loss = float(self.model(**batch)["loss"])
+                    loss = float(self.model(**batch, **self._only_loss)["loss"])
                 if not math.isfinite(loss):
                     step, where = self.state.global_step, first_bad(self.model, batch)
                     raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")

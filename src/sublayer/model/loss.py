@@ -1,0 +1,79 @@
+"""The loss of a language model without its logits: the output layer where there is something to predict, in chunks."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED = -100  # label of a position that is not predicted, as in torch's cross entropy
+# Chunked in torch 2.13 and newer. Its gradients are those of the product, made while the loss is; no logits are kept.
+_CHUNKED = getattr(F, "linear_cross_entropy", None)
+_OPTIONS = None if _CHUNKED is None else nn.LinearCrossEntropyOptions()
+
+
+def linear_cross_entropy(
+    hidden: Tensor, layer: nn.Linear, targets: Tensor, count: Tensor | int | None = None, scale: float = 1.0
+) -> Tensor:
+    """Mean over targets of ``cross_entropy(scale * layer(hidden), targets)``, a number.
+
+    Args:
+        hidden: ``[n, d]``.
+        layer: the output layer, ``[vocab, d]``.
+        targets: ``[n]``, none of them ignored.
+        count: what the sum is divided by instead of n.
+        scale: of the logits.
+    """
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    if scale != 1:
+        hidden, bias = hidden * scale, None if bias is None else bias * scale
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if _CHUNKED is None or len(targets) == 0 or torch.compiler.is_compiling():
+        return cross_entropy(F.linear(hidden, weight, bias), targets, count)
+    total = _CHUNKED(hidden, weight, targets, linear_bias=bias, reduction="sum", options=_OPTIONS)
+    return _mean(total, targets, count)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """The same of logits ``[n, vocab]`` that have been made."""
+    return _mean(F.cross_entropy(logits.float(), targets, reduction="sum"), targets, count)
+
+
+def _mean(total: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
+    return total / (len(targets) if count is None else torch.as_tensor(count, device=total.device))
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is its weights and nothing else: not sharded, adapted, quantised or listened to, so that it need
+    not be called for its product to be taken."""
+    hooks = any(getattr(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooks
+
+
+def predicted(hidden: Tensor, labels: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
+    """What is predicted from where.
+
+    Args:
+        hidden: ``[batch, seq, d]``.
+        labels: ``[batch, seq]``, -100 where nothing is to be predicted.
+        shift: position t predicts the label of t + 1, and else its own.
+
+    Returns:
+        The rows ``[n, d]`` that predict, and their targets ``[n]``.
+    """
+    if shift:
+        hidden, labels = hidden[:, :-1], labels[:, 1:]
+    targets = labels.flatten().to(hidden.device)
+    places = (targets != IGNORED).nonzero().squeeze(1)
+    return hidden.flatten(0, 1)[places], targets[places]
+
+
+def count_of(options: dict[str, Any]) -> Tensor | int | None:
+    """``num_items_in_batch``, by which the Trainer has a step's loss divided over accumulated batches."""
+    found: Tensor | int | None = options.get("num_items_in_batch")
+    return found
