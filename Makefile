@@ -13,6 +13,7 @@ VENV ?= .venv
 DEMO ?= demo
 JOBS ?= logical
 PIP_ARGS ?=
+BENCH ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ STAMP := $(VENV)/.stamp
 CODE := src tests tools benchmarks studies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone bench counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +79,10 @@ witness: $(STAMP)  ## read the table's models a second time, through torch.expor
 
 keystone: $(STAMP)  ## build a thousand random designs and read each back
 	PYTHONPATH=. $(BIN)/python tools/keystone.py --count 1000 $(ARGS)
+
+bench: $(STAMP)  ## measure speed beside peers and limits (hours; BENCH="mlm clm" for some, ARGS=--quick to see that it runs)
+	$(BIN)/pip install $(PIP_ARGS) --quiet ".[bench]"
+	$(BIN)/sublayer bench $(BENCH) $(ARGS)
 
 counts: $(STAMP)  ## lines and files of each package
 	$(BIN)/python tools/counts.py

@@ -6,6 +6,7 @@ import click
 
 from sublayer import __version__
 from sublayer.cli.audit import audit, diff
+from sublayer.cli.bench import bench
 from sublayer.cli.convert import convert
 from sublayer.cli.cost import cost
 from sublayer.cli.designs import designs, show
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, train, finetune, convert, audit, diff, probe, show, designs, cost):
+for command in (compare, train, finetune, convert, audit, diff, probe, show, designs, cost, bench):
     cli.add_command(command)
 
 
