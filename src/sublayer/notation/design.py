@@ -225,6 +225,7 @@ def _parse(text: str) -> Design:
     return Design(_normalise(text))
 
 
+@lru_cache(maxsize=1024)
 def _normalise(text: str) -> NormalForm:
     form = normal_form(read(text))
     joined = _joined(form)

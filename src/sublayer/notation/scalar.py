@@ -94,6 +94,8 @@ class Scalar:
         return self + -other
 
     def __mul__(self, other: "Scalar") -> "Scalar":
+        if other == ONE:  # nearly always
+            return self
         if len(self.terms) * len(other.terms) > MAX_TERMS * MAX_TERMS:
             raise ScalarError("the scalar has too many terms")
         for sum_, single in ((self, other), (other, self)):
