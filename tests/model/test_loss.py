@@ -52,8 +52,7 @@ def same(made: nn.Module, inputs: dict[str, Any]) -> None:
 def test_loss_and_gradients_are_those_of_the_logits(
     kind: type[Any], options: dict[str, Any], chunked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not chunked:  # torch before 2.13
-        monkeypatch.setattr(loss, "_CHUNKED", None)
+    monkeypatch.setattr(loss, "AT_ONCE", 211 * 16 if chunked else 1 << 26)  # chunks of 8 rows
     same(model(kind, **options), batch(kind is SublayerForMaskedLM))
 
 
@@ -65,13 +64,20 @@ def test_packed_documents_and_a_count_for_accumulation() -> None:
     same(made, inputs | {"num_items_in_batch": 100})
 
 
-def test_half_precision() -> None:
+def test_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "AT_ONCE", 0)
     made, inputs = model(SublayerForMaskedLM), batch(masked=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole, _ = gradients(made, inputs)
         alone, found = gradients(made, inputs | {"loss_only": True})
     assert alone == pytest.approx(whole, rel=2e-2)
     assert all(torch.isfinite(g).all() for g in found.values())
+
+
+def test_torch_that_has_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "AT_ONCE", 0)
+    monkeypatch.setattr(loss, "_CHUNKED", None)
+    same(model(SublayerForCausalLM), batch(masked=False))
 
 
 def test_no_logits_are_given_and_without_labels_all_are() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-NOT_ONE = ("pairs",)  # what the benchmarks share
+NOT_ONE = ("pairs", "peers")  # what the benchmarks share
 SCHEMA = "sublayer.pairs/1"
 
 

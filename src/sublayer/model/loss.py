@@ -9,7 +9,9 @@ from torch import Tensor, nn
 IGNORED = -100  # label of a position that is not predicted, as in torch's cross entropy
 # Chunked in torch 2.13 and newer. Its gradients are those of the product, made while the loss is; no logits are kept.
 _CHUNKED = getattr(F, "linear_cross_entropy", None)
-_OPTIONS = None if _CHUNKED is None else nn.LinearCrossEntropyOptions()
+# Logits that are made at once where it is chunked: all up to this many, then half as many a chunk. On a CPU torch's own
+# choice of chunk (4 to 64 rows) makes the products several times as slow; these hold 128 MiB in float32.
+AT_ONCE = 1 << 26
 
 
 def linear_cross_entropy(
@@ -33,10 +35,16 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if _CHUNKED is None or len(targets) == 0 or torch.compiler.is_compiling():
+    if _CHUNKED is None or len(targets) * len(weight) <= AT_ONCE or torch.compiler.is_compiling():
         return cross_entropy(F.linear(hidden, weight, bias), targets, count)
-    total = _CHUNKED(hidden, weight, targets, linear_bias=bias, reduction="sum", options=_OPTIONS)
+    total = _CHUNKED(hidden, weight, targets, linear_bias=bias, reduction="sum", options=_options(hidden, weight))
     return _mean(total, targets, count)
+
+
+def _options(hidden: Tensor, weight: Tensor) -> Any:
+    if hidden.device.type != "cpu":
+        return nn.LinearCrossEntropyOptions()
+    return nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, AT_ONCE // 2 // len(weight)), chunking_method=None)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
