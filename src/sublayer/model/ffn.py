@@ -24,9 +24,13 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "swiglu": (F.silu, True),
 }
 
+# One function by other names: transformers writes it out, and keeps eight tensors for the gradient where torch keeps 1.
+SAME = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
 
 def activation(name: str) -> Activation:
     """The function that an activation's name stands for, the one inside the gate for a gated name."""
+    name = SAME.get(name, name)
     return ACTIVATIONS[name][0] if name in ACTIVATIONS else ACT2FN[name]
 
 
