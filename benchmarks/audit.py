@@ -2,10 +2,10 @@
 
     python benchmarks/audit.py [--out benchmarks/audit.json] [--rounds 3] [--threads 1] [--clock cpu]
 
-Model types at equal distances in the list of the atlas (`--models`: how many), each with the first config that can be read. `audit` is all
-that `sublayer.audit(config)` does, building among it; beside it stands transformers' own way to build the same model
-without memory, `_from_config` under `torch.device("meta")`, and, in a row without a goal, our building, which leaves
-out the initialisation. Both are warm: each model is built and audited once before.
+Model types at equal distances in the atlas' list (`--models`: how many), each with the first config that can be read.
+`audit` is all that `sublayer.audit(config)` does, building among it; beside it stands transformers' own way to build
+the same model without memory, `_from_config` under `torch.device("meta")`, and, in rows without a goal, our building,
+which leaves out the initialisation. Both are warm: each model is built and audited once before.
 """
 
 import argparse
