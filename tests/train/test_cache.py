@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sublayer.train import TrainError, prepare
+from sublayer.train import TrainError, cache, prepare
 from sublayer.train import tokenizer as tokenizers
 from sublayer.train.documents import Document, held_out, open_source
 
@@ -97,6 +97,30 @@ def test_a_tokenizer_is_the_same_each_time_and_loses_no_text(tmp_path, texts):
     assert found.decode(ids[:-1]) == text
     assert not set(ids[:-1]) & set(words.special), "a special token spelt out in a text is text"
     assert words.size == 320
+
+
+def test_a_large_document_is_encoded_in_parts_and_to_the_same_ids(spec, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("sublayer.train.cache._CHUNK_SIZE", 200)
+    parted = prepare(spec(cache=str(tmp_path)))
+    for name in ("train.npy", "train.starts.npy", "eval.npy", "eval.starts.npy"):
+        assert (parted.folder / name).read_bytes() == (corpus.folder / name).read_bytes()
+    longest = max((d.text for d in open_source(spec().data).documents()), key=len)
+    assert len(list(tokenizers.parts(longest, 200))) > 3
+
+
+def test_the_parts_of_a_text_are_cut_between_lines():
+    assert list(tokenizers.parts("ab\n\ncd \nef\ngh\nij", 1)) == ["ab\n\ncd \nef\n", "gh\n", "ij"]
+    assert list(tokenizers.parts("no line ends here", 3)) == ["no line ends here"]
+    assert list(tokenizers.parts("", 3)) == [""]
+
+
+def test_arrays_that_grow_are_as_numpy_saves_them(tmp_path):
+    grown = cache._Array(tmp_path / "grown.npy", np.dtype(np.int64))
+    for count in (1, 5, 100):
+        grown.extend(list(range(count)))
+    grown.close()
+    np.save(tmp_path / "saved.npy", np.concatenate([np.arange(count) for count in (1, 5, 100)]))
+    assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
 
 
 def test_a_tokenizer_of_ones_own(spec, corpus, tmp_path):

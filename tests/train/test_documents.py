@@ -1,9 +1,13 @@
 import json
+import random
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sublayer.train import TrainError
-from sublayer.train.documents import PIECE, Document, held_out, open_source
+from sublayer.train import TrainError, documents
+from sublayer.train.documents import PIECE, Document, Source, held_out, open_source
 from sublayer.train.library import StandardLibrary
 from tests.train.conftest import sentences
 
@@ -216,3 +220,88 @@ def test_two_documents_are_enough(tmp_path):
     (tmp_path / "a.txt").write_text("Short.")
     (tmp_path / "b.txt").write_text(sentences(0, 100))
     assert held_out(open_source(str(tmp_path))) == {Document("", "Short.").digest()}
+
+
+# -- large sources are read as streams ---------------------------------------------------------------------------------
+
+
+class Listed(Source):
+    """Documents of a list."""
+
+    def __init__(self, texts):
+        super().__init__("listed")
+        self.texts = texts
+
+    def fingerprint(self):
+        return ""
+
+    def raw(self):
+        return (Document("", text) for text in self.texts)
+
+
+def whole_split(source, most):
+    """The split with the sizes of all documents at hand."""
+    sizes = {}
+    for document in source.documents():
+        sizes[document.digest()] = sizes.get(document.digest(), 0) + len(document.text)
+    goal, chosen, taken = min(0.1 * sum(sizes.values()), most), set(), 0
+    for digest in sorted(sizes):
+        if taken < goal and taken + sizes[digest] <= 2 * goal:
+            chosen.add(digest)
+            taken += sizes[digest]
+    return chosen or {min(sizes, key=lambda digest: (sizes[digest], digest))}
+
+
+@pytest.mark.parametrize("longest", [5, 30, 100, 300])
+def test_the_split_of_a_large_source_is_that_of_all_its_sizes(monkeypatch, longest):
+    monkeypatch.setattr("sublayer.train.documents.HELD_OUT_MOST", 50)
+    draw = random.Random(longest)
+    for kinds in (3, 50) * 100:
+        texts = [
+            "x" * draw.randint(1, longest) + str(draw.randint(0, kinds)) + "!" * (i == 0)
+            for i in range(draw.randint(3, 80))
+        ]
+        assert held_out(Listed([*texts, "end"])) == whole_split(Listed([*texts, "end"]), 50)
+
+
+def test_sizes_that_are_held_do_not_grow_with_the_source(monkeypatch):
+    monkeypatch.setattr("sublayer.train.documents.HELD_OUT_MOST", 1000)
+    sizes = []
+
+    def watched(kept, *rest):
+        sizes.append(len(kept))
+        return first(kept, *rest)
+
+    first = documents._first
+    monkeypatch.setattr("sublayer.train.documents._first", watched)
+    held_out(Listed([f"document {i}" for i in range(20_000)]))
+    assert 0 < max(sizes) < 1000
+
+
+@pytest.mark.parametrize("before", ["", "\n<|endoftext|>\n", " \r\n"])
+def test_a_large_file_of_one_document_is_never_held(tmp_path, monkeypatch, before):
+    path = tmp_path / "book.txt"
+    path.write_text(before + "\r\n \r\n\r\n".join(sentences(i, 8) for i in range(200)), newline="")
+    small = list(open_source(str(path)).documents())
+    monkeypatch.setattr("sublayer.train.files.LARGE", 1000)
+    monkeypatch.setattr("sublayer.train.files._read_text", lambda *a: pytest.fail("read as a whole"))
+    source = open_source(str(path))
+    assert list(source.documents()) == small
+    assert list(source.documents()) == small
+    assert len(small) > 10
+
+
+def test_a_large_file_with_several_documents_or_no_blank_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sublayer.train.files.LARGE", 10)
+    (tmp_path / "t.txt").write_text("One is here.<|endoftext|>\nTwo is there.")
+    assert [d.name for d in open_source(str(tmp_path / "t.txt")).documents()] == ["t.txt#0", "t.txt#1"]
+    (tmp_path / "line.txt").write_text("One line that is long enough.")
+    with pytest.raises(TrainError, match="is one document of 29 characters"):
+        open_source(str(tmp_path / "line.txt")).documents()
+
+
+@given(st.text(alphabet="\n\n ab\r\x0b\u2028", max_size=30))
+def test_paragraphs_of_a_stream_are_those_of_a_split(text):
+    wanted = re.split(r"\n\s*\n", text)
+    assert list(documents._paragraphs([text])) == wanted
+    assert list(documents._paragraphs(re.findall(r"[^\n]*\n|[^\n]+", text))) == wanted

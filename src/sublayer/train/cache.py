@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from .tokenizer import Vocabulary
 VERSION = 1  # of this module, `documents` and `tokenizer` together: raise it when the same source gives other ids
 ENTRY = "entry.json"
 SPLITS = ("train", "eval")
-_CHUNK = 512  # documents encoded at once
+_CHUNK, _CHUNK_SIZE = 512, 4_000_000  # documents encoded at once, and their characters
 _log = logging.getLogger(__name__)
 
 
@@ -160,37 +160,81 @@ def _encode(
 ) -> dict[str, tuple[int, int]]:
     """Write the ids of both splits; documents and tokens of each."""
     kind = np.dtype(np.uint16 if words.size <= 1 << 16 else np.uint32)
-    starts: dict[str, list[int]] = {split: [0] for split in SPLITS}
     with contextlib.ExitStack() as files:
-        streams: dict[str, IO[bytes]] = {
-            split: files.enter_context(open(work / f"{split}.raw", "wb")) for split in SPLITS
-        }
-        for chunk in _chunks(source.documents()):
-            encoded = tokenizers.encode(tokenizer, [document.text for document in chunk], words.end)
-            for document, ids in zip(chunk, encoded, strict=True):
-                split = "eval" if document.digest() in aside else "train"
-                streams[split].write(np.asarray(ids, dtype=kind).tobytes())
-                starts[split].append(starts[split][-1] + len(ids))
-    for split in SPLITS:
-        ends = np.asarray(starts[split], dtype=np.int64)
-        np.save(work / f"{split}.starts.npy", ends)
-        raw = work / f"{split}.raw"
-        with open(work / f"{split}.npy", "wb") as out, open(raw, "rb") as ids_in:
-            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (int(ends[-1]),)}
-            np.lib.format.write_array_header_1_0(out, header)
-            shutil.copyfileobj(ids_in, out, 1 << 24)
-        raw.unlink()
-    return {split: (len(starts[split]) - 1, starts[split][-1]) for split in SPLITS}
+
+        def array(name: str, of: Any) -> _Array:
+            return files.enter_context(contextlib.closing(_Array(work / f"{name}.npy", np.dtype(of))))
+
+        ids = {split: array(split, kind) for split in SPLITS}
+        starts = {split: array(f"{split}.starts", np.int64) for split in SPLITS}
+        for split in SPLITS:
+            starts[split].extend([0])
+        for chunk in _chunks(_texts(source.documents(), aside)):
+            encoded = tokenizers.encode(tokenizer, [text.text for text in chunk], words.end)
+            for text, found in zip(chunk, encoded, strict=True):
+                ids[text.split].extend(found if text.closes else found[:-1])
+                if text.closes:
+                    starts[text.split].extend([ids[text.split].length])
+        return {split: (starts[split].length - 1, ids[split].length) for split in SPLITS}
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in groups that are worth encoding in parallel and still small in memory."""
-    held: list[Document] = []
-    size = 0
+class _Array:
+    """A one-dimensional `.npy` file that grows, with the bytes that `numpy.save` writes."""
+
+    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
+        self._stream: IO[bytes] = open(path, "wb")  # noqa: SIM115 - closed by `close`
+        self._kind = kind
+        self.length = 0
+        self._begin = self._header()
+
+    def extend(self, numbers: list[int]) -> None:
+        """Write numbers at the end."""
+        self._stream.write(np.asarray(numbers, dtype=self._kind).tobytes())
+        self.length += len(numbers)
+
+    def close(self) -> None:
+        """Write the length in front, where numpy leaves room for it."""
+        self._stream.seek(0)
+        if self._header() != self._begin:
+            raise RuntimeError("this numpy leaves no room for the length of an array")
+        self._stream.close()
+
+    def _header(self) -> int:
+        """Bytes written."""
+        before = self._stream.tell()
+        header = {"descr": np.lib.format.dtype_to_descr(self._kind), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._stream, header)
+        return self._stream.tell() - before
+
+
+class _Text(NamedTuple):
+    """What is encoded at once of a document: all of it, or a part of a large one; the last one closes it."""
+
+    split: str
+    text: str
+    closes: bool
+
+
+def _texts(documents: Iterable[Document], aside: frozenset[bytes]) -> Iterator[_Text]:
     for document in documents:
-        held.append(document)
-        size += len(document.text)
-        if len(held) >= _CHUNK or size >= 16_000_000:
+        split = "eval" if document.digest() in aside else "train"
+        held: str | None = None
+        for part in tokenizers.parts(document.text, _CHUNK_SIZE):
+            if held is not None:
+                yield _Text(split, held, False)
+            held = part
+        assert held is not None
+        yield _Text(split, held, True)
+
+
+def _chunks(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
+    """Texts in groups that are worth encoding in parallel and still small in memory."""
+    held: list[_Text] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text.text)
+        if len(held) >= _CHUNK or size >= _CHUNK_SIZE:
             yield held
             held, size = [], 0
     if held:
@@ -224,7 +268,7 @@ def _read(folder: Path, spec: TrainSpec) -> Corpus | None:
     # where the text was found and under which name the tokenizer was asked for belong to this run, not to the entry
     facts = {**entry["facts"], "spec": spec.data}
     train, held_out = (
-        Tokens(np.load(folder / f"{split}.npy", mmap_mode="r"), np.load(folder / f"{split}.starts.npy"))
+        Tokens(np.load(folder / f"{split}.npy", mmap_mode="r"), np.load(folder / f"{split}.starts.npy", mmap_mode="r"))
         for split in SPLITS
     )
     return Corpus(folder, train, held_out, words, facts)

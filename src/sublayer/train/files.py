@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from .errors import TrainError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 END = "<|endoftext|>"
+LARGE = 1 << 24  # bytes from which a file that is one document is read in pieces
 _HEADING = re.compile(r" = [^=\s][^=]* = \s*")  # WikiText's level one; level two is " = = Title = = "
 
 
@@ -38,17 +40,16 @@ class Files(Source):
             self._files = [self.root]
         else:
             raise TrainError(f"data is 'docs', a path or 'hub:NAME', and there is no file or folder {spec!r}")
+        self._lone: tuple[str, int] | None = None  # name and number of the only document
+        self._looked = False
 
     def fingerprint(self) -> str:
         """Hash of the bytes of all files, in their order."""
         total = hashlib.sha256()
         for path in self._files:
             total.update(path.suffix.lower().encode() + b"\0")
-            try:
-                with open(path, "rb") as stream:
-                    total.update(hashlib.file_digest(stream, "sha256").digest())
-            except OSError as error:
-                raise TrainError(f"cannot read {path}: {error.strerror or error}") from None
+            with _readable(path), open(path, "rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
 
     def raw(self) -> Iterator[Document]:
@@ -56,11 +57,30 @@ class Files(Source):
         readers: dict[str, Callable[[Path, str], Iterator[Document]]]
         readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
         for path in self._files:
-            name = path.name if path == self.root else path.relative_to(self.root).as_posix()
-            try:
-                yield from readers[path.suffix.lower()](path, name)
-            except OSError as error:
-                raise TrainError(f"cannot read {path}: {error.strerror or error}") from None
+            with _readable(path):
+                yield from readers[path.suffix.lower()](path, self._name(path))
+
+    def lone(self) -> tuple[str, Iterator[str]] | None:
+        """The document of a single `.txt` file that has one, and enough text to be read in pieces."""
+        if len(self._files) > 1 or self._files[0].suffix.lower() != ".txt":
+            return None
+        path = self._files[0]
+        if not self._looked:
+            with _readable(path):
+                self._lone = _only(path, self._name(path)) if path.stat().st_size > LARGE else None
+            self._looked = True
+        return self._lone and (self._lone[0], _one(path, self._lone[1]))
+
+    def _name(self, path: Path) -> str:
+        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -78,17 +98,47 @@ def _lines(path: Path) -> Iterator[str]:
             at += len(line)
 
 
-def _read_text(path: Path, name: str) -> Iterator[Document]:
-    held: list[str] = []
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, each with the number of its document; a line with an end marker is two."""
     count = 0
     for line in _lines(path):
-        if _HEADING.fullmatch(line) or END in line:
-            before, _, after = line.partition(END) if END in line else ("", "", line)
-            yield Document(f"{name}#{count}", "".join([*held, before]))
-            held, count = [after], count + 1
+        if END in line:
+            before, _, after = line.partition(END)
+            yield count, before
+            count += 1
+            yield count, after
         else:
-            held.append(line)
-    yield Document(f"{name}#{count}" if count else name, "".join(held))
+            count += _HEADING.fullmatch(line) is not None
+            yield count, line
+
+
+def _read_text(path: Path, name: str) -> Iterator[Document]:
+    held: list[str] = []
+    number = 0
+    for count, text in _numbered(path):
+        if count != number:
+            yield Document(f"{name}#{number}", "".join(held))
+            held, number = [], count
+        held.append(text)
+    yield Document(f"{name}#{number}" if number else name, "".join(held))
+
+
+def _only(path: Path, name: str) -> tuple[str, int] | None:
+    """Name and number of the one document of a file that is not blank; None where there are several or none."""
+    found: int | None = None
+    count = 0
+    for count, text in _numbered(path):
+        if count != found and text.strip():
+            if found is not None:
+                return None
+            found = count
+    return None if found is None else (f"{name}#{found}" if count else name, found)
+
+
+def _one(path: Path, number: int) -> Iterator[str]:
+    """The lines of one document of a file."""
+    with _readable(path):
+        yield from (text.replace("\r\n", "\n") for count, text in _numbered(path) if count == number)
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[Document]:
@@ -116,7 +166,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
     except ImportError:
         raise TrainError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow, or convert to .jsonl") from None
     try:
-        table = pyarrow.parquet.ParquetFile(path)
+        table = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # else a group of rows is read as a whole
     except pyarrow.ArrowInvalid as error:
         raise TrainError(f"{path} is not a Parquet file: {error}") from None
     if "text" not in table.schema_arrow.names:
@@ -124,7 +174,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
 
     def texts() -> Iterator[Any]:
         with table:
-            for batch in table.iter_batches(columns=["text"]):
+            for batch in table.iter_batches(1024, columns=["text"]):
                 yield from batch.column(0).to_pylist()
 
     return _records(texts(), name, str(path))

@@ -7,6 +7,7 @@ trained models can be used without this package's help.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, MASK, END = "<pad>", "<unk>", "<mask>", "<eos>"
 TRAIN_CHARACTERS = 200_000_000  # of the training split that a tokenizer is trained on, from its start
+_ALONE = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,23 @@ def encode(tokenizer: Any, texts: list[str], end: int) -> list[list[int]]:
         return [[*found.ids, end] for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+
+
+def parts(text: str, most: int) -> Iterator[str]:
+    """A text in parts that can be encoded one by one, of about `most` characters each.
+
+    It is cut where a line ends between two characters that are no spaces. There byte-level BPE with GPT-2's pattern,
+    which is what `train` makes, and what splits at spaces give the ids of the whole text; a tokenizer that puts
+    something before each text puts it before each part. A text without such a place stays whole.
+    """
+    begin = 0
+    while len(text) - begin > most:
+        place = _ALONE.search(text, begin + most)
+        if place is None:
+            break
+        yield text[begin : place.end()]
+        begin = place.end()
+    yield text[begin:] if begin else text
 
 
 def identity(folder_or_name: str) -> str:
