@@ -153,7 +153,7 @@ def write(name: str, rows: Sequence[Row], given: argparse.Namespace, **more: Any
     record = {
         "schema": SCHEMA,
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *map(_named, sys.argv[1:])]),
         "quick": given.quick,
         "rounds": given.rounds,
         "threads": given.threads,
@@ -165,6 +165,11 @@ def write(name: str, rows: Sequence[Row], given: argparse.Namespace, **more: Any
     }
     write_atomically(given.out, json.dumps(record, indent=1, allow_nan=False) + "\n")
     print(table(records), flush=True)
+
+
+def _named(word: str) -> str:
+    """A word of the command line; of a path its name, since the folder is this machine's."""
+    return Path(word).name if os.sep in word else word
 
 
 def _cpu() -> str:

@@ -105,7 +105,7 @@ class Finetune(Part):
         result.facts = {
             "data": {t: next((r["data"] for r in known if r["task"] == t), None) for t in self.tasks},
             "seeds": self.seeds, "runs": len(rows),
-            "seconds": round(sum(r.get("seconds") or 0 for r in rows), 1),
+            "seconds_of_runs": round(sum(r.get("seconds") or 0 for r in rows), 1),
         }  # fmt: skip
         return result
 

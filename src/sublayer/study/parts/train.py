@@ -116,7 +116,7 @@ class Train(Part):
         runs = [r for s in found.values() for r in s.results["runs"]]
         return {
             "data": first["data"], "seeds": list(self.seeds), "runs": len(runs),
-            "seconds": round(sum(r["seconds"] or 0 for r in runs), 1),
+            "seconds_of_runs": round(sum(r["seconds"] or 0 for r in runs), 1),
             "fairness": {label: study.results["fairness"] for label, study in found.items()},
             "pages": {label: f"{label}/report.html" for label in found},
         }  # fmt: skip
