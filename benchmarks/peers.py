@@ -72,10 +72,11 @@ def roberta(layers: int, small: bool) -> RobertaForMaskedLM:
     """RoBERTa-base's shapes (Liu et al. 2019) with so many layers and no dropout."""
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256} if small else {}
     torch.manual_seed(0)
+    # The padding id is the tokenizer's: RoBERTa counts its positions by it, and WikiText spells <unk>, which has id 1.
     return RobertaForMaskedLM(
         RobertaConfig(
             vocab_size=2000 if small else 50265, num_hidden_layers=layers, max_position_embeddings=LENGTH + 2,
-            type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=1, **sizes,
+            type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0, **sizes,
         )
     )  # fmt: skip
 
