@@ -25,6 +25,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pairs import status
+
 from sublayer.cost import cost
 from sublayer.whole_files import write_atomically
 
@@ -114,10 +116,10 @@ def measure(name: str, what: str) -> dict[str, float]:
     step()
     standing = 12 * parameters
     if what == "resident":
-        resident = status("VmRSS")
+        resident = status("VmRSS") * 1024
         Path("/proc/self/clear_refs").write_text("5")
         step()
-        return {"resident": status("VmHWM") - resident + standing}
+        return {"resident": status("VmHWM") * 1024 - resident + standing}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     return {"allocated": standing + peak(profile)}
@@ -138,12 +140,6 @@ def peak(profile: Any) -> int:
         now += size
         most = max(most, now)
     return most
-
-
-def status(field: str) -> int:
-    """A field of this process' status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
 
 
 def count_flops(model: Any, ids: Any) -> dict[str, int]:
@@ -206,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/cost.json")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="names of shapes, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="one small shape: does it run?")
     parser.add_argument("--measure", nargs=2, metavar=("SHAPE", "WHAT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -215,7 +212,7 @@ def main() -> None:
     print(
         f"{'shape':<20}{'parameters':>12}{'training':>11}{'formula':>10}{'allocated':>10}{'ratio':>8}{'resident':>10}"
     )
-    for name in args.only.split(",") if args.only else SHAPES:
+    for name in args.only.split(",") if args.only else ["mixed-precision"] if args.quick else SHAPES:
         found = row(name, args.threads)
         rows.append(found)
         exact = {key: "exact" if found["ratio"][key] == 1 else f"{found['ratio'][key]:.4f}" for key in found["ratio"]}

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pairs import CLOCKS
 from torch import Tensor, nn
 
 from sublayer.model import SublayerConfig, SublayerForCausalLM
@@ -33,9 +34,6 @@ DESIGNS = {"one norm": "parallel-one-norm", "two norms": "parallel-two-norms"}
 SIZES = [(256, 1, 128), (256, 8, 512), (512, 1, 128), (512, 4, 256), (1024, 1, 128), (1024, 1, 512)]
 TOKENS = (1, 8, 128, 512, 1024, 2048)
 VOCABULARY = 64  # small: what is measured is the blocks
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def medians(forms: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float]) -> dict[str, float]:
@@ -67,12 +65,14 @@ def model(design: str, width: int, act: str, fuse: bool) -> SublayerForCausalLM:
     return SublayerForCausalLM(config)
 
 
-def measure_models(seconds: float, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def measure_models(
+    seconds: float, clock: Callable[[], float], sizes: list[tuple[int, int, int]]
+) -> list[dict[str, Any]]:
     """The table of models."""
     rows = []
     for name, design in DESIGNS.items():
         for act in ("gelu", "swiglu"):
-            for width, batch, length in SIZES:
+            for width, batch, length in sizes:
                 pair = {fuse: model(design, width, act, fuse) for fuse in (True, False)}
                 ids = torch.randint(VOCABULARY, (batch, length))
                 works = {"forward": forward, "forward and backward": learn, "one token": decode}
@@ -122,11 +122,11 @@ def decode(model: SublayerForCausalLM, ids: Tensor) -> Callable[[], Any]:
     return run
 
 
-def measure_products(seconds: float, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def measure_products(seconds: float, clock: Callable[[], float], counts: tuple[int, ...]) -> list[dict[str, Any]]:
     """The table of products alone."""
     rows = []
     for width in (256, 512, 1024):
-        for tokens in TOKENS:
+        for tokens in counts:
             row: dict[str, Any] = {"d": width, "tokens": tokens}
             for kind, forms in (("input", input_forms(width, tokens)), ("output", output_forms(width, tokens))):
                 for backward in (False, True):
@@ -190,7 +190,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for one comparison")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it run?")
     args = parser.parse_args()
+    sizes, counts = (SIZES[:1], TOKENS[:1]) if args.quick else (SIZES, TOKENS)
+    seconds = 0.0 if args.quick else args.seconds
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     random.seed(0)
@@ -203,8 +206,8 @@ def main() -> None:
         "clock": args.clock,
         "device": "cpu",
         "dtype": "float32",
-        "products": measure_products(args.seconds, CLOCKS[args.clock]),
-        "models": measure_models(args.seconds, CLOCKS[args.clock]),
+        "products": measure_products(seconds, CLOCKS[args.clock], counts),
+        "models": measure_models(seconds, CLOCKS[args.clock], sizes),
     }
     write_atomically(Path(args.out), json.dumps(result, indent=1) + "\n")
 

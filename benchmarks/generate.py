@@ -14,18 +14,16 @@ transformers' GPT-2 keeps `[in, out]`.
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import peers
 import torch
 from pairs import CLOCKS, Row, arguments, ratios, turns, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
-
-import sublayer as sl
 
 PROMPT, NEW = 16, 256  # tokens
 SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 64}
@@ -38,10 +36,7 @@ def pair(sizes: dict[str, int]) -> tuple[Any, Any]:
     torch.manual_seed(0)
     config = GPT2Config(**sizes, initializer_range=SPREAD, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     theirs = GPT2LMHeadModel(config).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = sl.load(folder).eval()
-    return ours, theirs
+    return peers.ours(theirs).eval(), theirs
 
 
 def bytes_read(model: Any) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pairs import CLOCKS, Row, arguments, in_a_process, write
+from pairs import CLOCKS, Row, arguments, in_a_process, peak_kib, status, write
 
 BASE = {"tokens": 1024, "num_hidden_layers": 2, "hidden_size": 256}
 AXES: dict[str, tuple[str, list[int]]] = {
@@ -64,13 +64,7 @@ def measure(setting: dict[str, int], clock: str, rounds: int) -> dict[str, float
         began = CLOCKS[clock]()
         step()
         seconds.append(CLOCKS[clock]() - began)
-    return {"seconds": statistics.median(seconds), "risen_mib": (status("VmHWM") - resident) / 1024}
-
-
-def status(field: str) -> int:
-    """A field of this process' status, in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+    return {"seconds": statistics.median(seconds), "risen_mib": (peak_kib() - resident) / 1024}
 
 
 def priced(setting: dict[str, int]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -112,10 +113,21 @@ def in_a_process(file: str, *words: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+def status(field: str) -> int:
+    """A field of this process' status in KiB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+
+
 def peak_kib() -> int:
-    """Largest resident size of this process so far (Linux). Not getrusage's, which counts what the parent held."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    """Largest resident size of this process so far. Not getrusage's, which counts what the parent held."""
+    return status("VmHWM")
+
+
+def children_seconds() -> float:
+    """Seconds in which the processes that this one started and saw to their end were running."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def versions() -> dict[str, str]:

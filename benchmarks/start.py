@@ -6,14 +6,13 @@ A value is the difference in seconds between the command and `python -c pass` of
 own. With `--clock cpu` it is the time in which those processes ran, whatever else the machine does.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-from pairs import Row, arguments, turns, write
+from pairs import Row, arguments, children_seconds, turns, write
 
 BARE = "python -c pass"
 COMMANDS = {"sublayer --help": ("--help",), "sublayer show post-norm": ("show", "post-norm")}
@@ -29,12 +28,6 @@ def starts(*words: str) -> Callable[[], None]:
     return run
 
 
-def spent_by_children() -> float:
-    """Seconds in which the processes that this one started and saw to their end were running."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def main() -> None:
     """Start each in turns, print a row each, write them."""
     given = arguments(__doc__, __file__, rounds=9).parse_args()
@@ -42,7 +35,7 @@ def main() -> None:
         given.rounds = min(given.rounds, 2)
     forms = {BARE: starts("-c", "pass")}
     forms |= {name: starts("-m", "sublayer", *words) for name, words in COMMANDS.items()}
-    spent = turns(forms, given.rounds, spent_by_children if given.clock == "cpu" else time.perf_counter)
+    spent = turns(forms, given.rounds, children_seconds if given.clock == "cpu" else time.perf_counter)
     rows = [
         Row(
             work=name,

@@ -11,7 +11,6 @@ time of the process and its children. `loss` is the largest relative difference 
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pairs import Row, apart, arguments, ratios, write
+from pairs import Row, apart, arguments, children_seconds, ratios, write
 
 DESIGNS, SEEDS = ("post-norm", "paf"), (0, 1)
 
@@ -32,14 +31,13 @@ def options(given: argparse.Namespace) -> list[str]:
 
 def spent(command: list[str]) -> tuple[float, float, str]:
     """Wall seconds, processor seconds and output of a process and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_seconds()
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-800:]}")
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+    return wall, children_seconds() - before, done.stdout
 
 
 def bare(given: argparse.Namespace) -> None:

@@ -24,8 +24,8 @@ def bench(
 ) -> None:
     """Measure speed beside peers and limits, in turns, and show the median ratios with their spread.
 
-    NAMES are benchmarks of a checkout of the repository; without any, all that have goals are run. Peers come with the
-    extra `bench`.
+    NAMES are benchmarks of a checkout of the repository; without any, all are run, which takes hours. Peers come
+    with the extra `bench`.
     """
     there = _benchmarks(folder)
     unknown = [name for name in names if name not in there]

@@ -12,7 +12,8 @@ from transformers.utils.generic import can_return_tuple
 
 from sublayer.model.config import SublayerConfig
 from sublayer.model.ffn import activation
-from sublayer.model.loss import IGNORED, count_of, cross_entropy, is_plain, linear_cross_entropy, predicted
+from sublayer.model.fused import is_plain_linear
+from sublayer.model.loss import IGNORED, cross_entropy, linear_cross_entropy, predicted
 from sublayer.model.modeling import SublayerModel, SublayerPreTrainedModel
 from sublayer.model.norms import configured_norm
 from sublayer.model.positions import document_starts
@@ -80,15 +81,33 @@ class LanguageModel(SublayerPreTrainedModel):
         cap = config.final_logit_softcapping
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def _loss_only(self, hidden: Tensor, labels: Tensor, shift: bool, options: dict[str, Any]) -> Tensor:
-        """The mean loss, of ``hidden [batch, seq, d]`` where ``labels [batch, seq]`` ask for a prediction."""
+    def _predict(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        shift: bool,
+        loss_only: bool,
+        options: dict[str, Any],
+        keep: slice | Tensor = slice(None),
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The mean loss and the logits ``[batch, kept, vocab]`` of ``hidden [batch, seq, d]``; None what is not asked
+        for."""
+        if labels is not None and loss_only:
+            return self._loss_alone(hidden, labels, shift, options.get("num_items_in_batch")), None
+        logits = self._logits(hidden[:, keep, :])
+        if labels is None:
+            return None, logits
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **options), logits
+
+    def _loss_alone(self, hidden: Tensor, labels: Tensor, shift: bool, count: Tensor | int | None) -> Tensor:
+        """The same loss, with logits only where ``labels [batch, seq]`` ask for a prediction, and not all at once."""
         config, head = self.config, self.lm_head
         rows, targets = predicted(hidden, labels, shift)  # [n, d], [n]
-        if config.final_logit_softcapping is not None or not is_plain(head):
-            return cross_entropy(self._logits(rows), targets, count_of(options))
+        if config.final_logit_softcapping is not None or not is_plain_linear(head):
+            return cross_entropy(self._logits(rows), targets, count)
         if self.lm_head_transform is not None:
             rows = self.lm_head_transform(rows)
-        return linear_cross_entropy(rows, head, targets, count_of(options), config.logits_scale)
+        return linear_cross_entropy(rows, head, targets, count, config.logits_scale)
 
 
 class SublayerForCausalLM(LanguageModel, GenerationMixin):
@@ -143,14 +162,8 @@ class SublayerForCausalLM(LanguageModel, GenerationMixin):
         )
         if labels is not None and sequence_ids is not None:
             labels = labels.masked_fill(document_starts(sequence_ids), IGNORED)
-        loss = logits = None
-        if loss_only and labels is not None:
-            loss = self._loss_only(outputs.last_hidden_state, labels, True, kwargs)
-        else:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self._logits(outputs.last_hidden_state[:, keep, :])  # [batch, kept, vocab]
-        if labels is not None and logits is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        loss, logits = self._predict(outputs.last_hidden_state, labels, True, loss_only, kwargs, keep)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -221,13 +234,7 @@ class SublayerForMaskedLM(LanguageModel):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        loss = logits = None
-        if loss_only and labels is not None:
-            loss = self._loss_only(outputs.last_hidden_state, labels, False, kwargs)
-        else:
-            logits = self._logits(outputs.last_hidden_state)  # [batch, seq, vocab]
-        if labels is not None and logits is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss, logits = self._predict(outputs.last_hidden_state, labels, False, loss_only, kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

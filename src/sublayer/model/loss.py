@@ -51,7 +51,7 @@ def _by_parts(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(rows, weight, bias).float(), wanted, reduction="sum")
 
-    size = max(1, AT_ONCE // 2 // len(weight))
+    size = _chunk(weight)
     sums = [
         checkpoint(part, rows, wanted, use_reentrant=False)
         for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True)
@@ -59,10 +59,15 @@ def _by_parts(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     return torch.stack(sums).sum()
 
 
+def _chunk(weight: Tensor) -> int:
+    """Rows whose logits are made at once."""
+    return max(1, AT_ONCE // 2 // len(weight))
+
+
 def _options(hidden: Tensor, weight: Tensor) -> Any:
     if hidden.device.type != "cpu":
         return nn.LinearCrossEntropyOptions()
-    return nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, AT_ONCE // 2 // len(weight)), chunking_method=None)
+    return nn.LinearCrossEntropyOptions(batch_chunk_size=_chunk(weight), chunking_method=None)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
@@ -72,13 +77,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, count: Tensor | int | None = 
 
 def _mean(total: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
     return total / (len(targets) if count is None else torch.as_tensor(count, device=total.device))
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is its weights and nothing else: not sharded, adapted, quantised or listened to, so that it need
-    not be called for its product to be taken."""
-    hooks = any(getattr(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooks
 
 
 def predicted(hidden: Tensor, labels: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
@@ -97,9 +95,3 @@ def predicted(hidden: Tensor, labels: Tensor, shift: bool) -> tuple[Tensor, Tens
     targets = labels.flatten().to(hidden.device)
     places = (targets != IGNORED).nonzero().squeeze(1)
     return hidden.flatten(0, 1)[places], targets[places]
-
-
-def count_of(options: dict[str, Any]) -> Tensor | int | None:
-    """``num_items_in_batch``, by which the Trainer has a step's loss divided over accumulated batches."""
-    found: Tensor | int | None = options.get("num_items_in_batch")
-    return found

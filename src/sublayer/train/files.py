@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -40,8 +41,6 @@ class Files(Source):
             self._files = [self.root]
         else:
             raise TrainError(f"data is 'docs', a path or 'hub:NAME', and there is no file or folder {spec!r}")
-        self._lone: tuple[str, int] | None = None  # name and number of the only document
-        self._looked = False
 
     def fingerprint(self) -> str:
         """Hash of the bytes of all files, in their order."""
@@ -62,14 +61,16 @@ class Files(Source):
 
     def lone(self) -> tuple[str, Iterator[str]] | None:
         """The document of a single `.txt` file that has one, and enough text to be read in pieces."""
-        if len(self._files) > 1 or self._files[0].suffix.lower() != ".txt":
-            return None
+        return self._lone and (self._lone[0], _one(self._files[0], self._lone[1]))
+
+    @functools.cached_property
+    def _lone(self) -> tuple[str, int] | None:
+        """Name and number of that document."""
         path = self._files[0]
-        if not self._looked:
-            with _readable(path):
-                self._lone = _only(path, self._name(path)) if path.stat().st_size > LARGE else None
-            self._looked = True
-        return self._lone and (self._lone[0], _one(path, self._lone[1]))
+        if len(self._files) > 1 or path.suffix.lower() != ".txt":
+            return None
+        with _readable(path):
+            return _only(path, self._name(path)) if path.stat().st_size > LARGE else None
 
     def _name(self, path: Path) -> str:
         return path.name if path == self.root else path.relative_to(self.root).as_posix()
