@@ -15,7 +15,6 @@ with it over ours without it.
 
 import argparse
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -32,7 +31,6 @@ from torch import Tensor, nn
 from sublayer.model import documents, loss
 from sublayer.train.dataset import IGNORED, PackedRows
 from sublayer.train.tokenizer import Vocabulary
-from sublayer.whole_files import write_atomically
 
 DOCUMENTS = 8  # of a step of the peer
 
@@ -207,19 +205,6 @@ def levers(given: argparse.Namespace, layers: int, ids: list[list[int]], words: 
     return found
 
 
-def check(given: argparse.Namespace, ids: list[list[int]], words: Vocabulary) -> None:
-    """Put the agreement of the losses into a record, whose times stay."""
-    record = json.loads(given.out.read_text(encoding="utf-8"))
-    for layers in given.layers:
-        found = agreement(layers, given.quick, ids, words)
-        for row in record["rows"]:
-            if row["work"] == f"MLM, ragged text, {layers} layers":
-                row["checks"] = {"loss": found}
-                print(f"{row['work']} / {row['against']}: loss {found:.1e}", flush=True)
-    record["checked_by"] = "python benchmarks/mlm.py --only check"
-    write_atomically(given.out, json.dumps(record, indent=1) + "\n")
-
-
 def main() -> None:
     """Measure and write the record."""
     parser = arguments(__doc__, __file__, rounds=3)
@@ -228,11 +213,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=DOCUMENTS, help="rows of 512 tokens a step of ours")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--levers", action="store_true", help="also what each means is worth, at the fewest layers")
-    parser.add_argument(
-        "--only",
-        choices=["ragged", "full", "check"],
-        help="one part; check: the losses again, into a record that is there",
-    )
+    parser.add_argument("--only", choices=["ragged", "full"], help="one part")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.quick:
@@ -241,9 +222,6 @@ def main() -> None:
     ids, tokenizer, words = peers.tokenized(given.data, 1000 if given.quick else 8192, 200 if given.quick else 4000)
     # In an order that has nothing to do with the files'.
     ids = [ids[i] for i in np.random.Generator(np.random.Philox(1)).permutation(len(ids))]
-    if given.only == "check":
-        check(given, ids, words)
-        return
     rows: list[Row] = []
     for layers in given.layers:
         if given.only != "full":
