@@ -13,6 +13,7 @@ from sublayer.cli.designs import designs, show
 from sublayer.cli.finetune import finetune
 from sublayer.cli.probe import probe
 from sublayer.cli.training import compare, train
+from sublayer.train.distributed import speaks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -44,7 +45,8 @@ def main() -> None:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"sublayer: {error}", file=sys.stderr)
+        if speaks():
+            print(f"sublayer: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough

@@ -124,7 +124,10 @@ def compare(
     With --config a study made of parts (see docs/studies.md) is run as its file says.
     """
     from sublayer.compare import compare as run
+    from sublayer.train import distributed
 
+    if distributed.several():
+        raise distributed.NotGivenError("a study starts its own processes, and WORLD_SIZE is set; start it without torchrun")
     if config is not None and _is_program(config):
         given = [*designs, *(f"--{k}" for k, v in (settings | {"lr": lrs, "seeds": seeds}).items() if v)]
         _run_program(config, given, out, resume, jobs)
@@ -167,6 +170,11 @@ def compare(
     help="Folder of the run; the weights are OUT/model.safetensors.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["none", "ddp", "fsdp2"]),
+    help="How torchrun's processes share the run: each a copy of the model, or a part.  [default: ddp if several]",
+)
 @click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
 @click.option(
     "--dry-run", "dry", is_flag=True, help="With --recipe: print memory a GPU, FLOPs and days; train nothing."
@@ -182,6 +190,7 @@ def train(
     recipe: str | None,
     out: Path | None,
     resume: bool,
+    parallel: str | None,
     no_measure: bool,
     dry: bool,
     gpus: int,
@@ -197,7 +206,7 @@ def train(
     one row a step on local text, at full width.
     """
     from sublayer.study import Plan
-    from sublayer.train import prepare
+    from sublayer.train import distributed, prepare
     from sublayer.train import run as run_one
 
     values = _read(config)
@@ -220,15 +229,22 @@ def train(
         design = values.pop("design")
     elif design is None:
         raise click.UsageError("give a DESIGN, or --recipe NAME")
+    parallel = parallel or values.pop("parallel", None)
+    distributed.chosen(parallel)
     seed, lr, size = values.pop("seed", 0), values.pop("lr", None), values.pop("size", "tiny")
     (planned,) = Plan.make([design], seeds=(seed,), lrs=() if lr is None else (lr,), size=size, **values).runs()
     spec = planned.spec
-    prepare(spec)  # data that cannot be read is refused before the folder is begun
-    row = run_one(spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr)
+    if not distributed.several():  # else the run does it, once for all processes
+        prepare(spec)  # data that cannot be read is refused before the folder is begun
+    row = run_one(
+        spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr, parallel=parallel
+    )
     if row["status"] == "ok":
-        click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")
+        if distributed.speaks():
+            click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")
         return
-    click.echo(f"{row['status']}: {row['reason']}", err=True)
+    if distributed.speaks():
+        click.echo(f"{row['status']}: {row['reason']}", err=True)
     sys.exit({"diverged": 3, "failed": 1}.get(row["status"], 128 + (row.get("signal") or 9)))
 
 

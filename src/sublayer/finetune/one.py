@@ -236,7 +236,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
             steps_done=step,
             train_loss=last["loss"] if last else None,
             seconds_per_step=round(guard.seconds / step, 5) if step else None,
-            data_order_sha256=trainer.order,
+            data_order_sha256=trainer.order_sha256(),
             best_step=guard.best_step,
             stopped_early=guard.stopped_early,
         )

@@ -42,25 +42,29 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, flushed at once, never a NaN.
 
     Args:
-        path: the file.
+        path: the file; None keeps only the last record of each kind, as the processes do that write none.
         upto: of what is there, records up to this step stay and later ones go; None: the file starts empty.
     """
 
-    def __init__(self, path: Path, upto: int | None) -> None:
-        kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
-        write_atomically(path, "".join(_line(record) for record in kept))
+    def __init__(self, path: Path | None, upto: int | None) -> None:
+        kept = []
+        if path is not None:
+            kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
+            write_atomically(path, "".join(_line(record) for record in kept))
         self.path, self.last = path, {record["kind"]: record for record in kept}
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(_line(record))
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(_line(record))
         self.last[record["kind"]] = record
 
     def sync(self) -> None:
         """Put what was written on the disk, so that no checkpoint is newer than its records."""
-        with open(self.path, "rb") as stream:
-            os.fsync(stream.fileno())
+        if self.path is not None:
+            with open(self.path, "rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -167,6 +171,8 @@ class Guard(TrainerCallback):
         elif step == 1 and self.measure is not None:
             # of the weights as they were drawn: how the gradient begins, layer by layer
             self.metrics.write({"kind": "gradients", "step": 1, "layers": self._of_trainer().layer_gradients})
+        # a signal may reach the processes at different steps, or only some of them: they stop together
+        self.stop.received = self._of_trainer().team.most(self.stop.received or 0) or None
         last, stopping = step >= spec.total_steps, self.stop.received is not None
         control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
         control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
@@ -204,8 +210,9 @@ class Guard(TrainerCallback):
     def _measure_now(self, step: int) -> None:
         if self.measure is None:
             return
-        trainer = self._of_trainer()
-        record = self.measure(trainer.model, step)
+        trainer, look = self._of_trainer(), self.measure
+        with trainer.whole() as model:  # the first process looks, while the others wait
+            record = trainer.team.tell(lambda: look(model, step))
         for layer in record.get("layers", []):
             layer["gradient_norm"] = trainer.layer_gradients.get(layer["layer"])
         self.metrics.write({"kind": "measure", **record, "step": step})
@@ -222,15 +229,21 @@ class Guard(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commit the checkpoint that the Trainer has written, then rotate."""
-        folder = self.folder / f"checkpoint-{state.global_step}"
-        (folder / STATE).write_text(json.dumps(self.kept()), encoding="utf-8")
-        self.metrics.sync()
-        checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
-        checkpoint.rotate(self.folder, self.spec.keep)
+        folder, team = self.folder / f"checkpoint-{state.global_step}", self._of_trainer().team
+        kept = self.kept()
+
+        def commit() -> None:
+            (folder / STATE).write_text(json.dumps(kept), encoding="utf-8")
+            self.metrics.sync()
+            checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
+            checkpoint.rotate(self.folder, self.spec.keep)
+
+        team.wait()  # until each process has written its part
+        team.tell(commit)
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the Trainer's own state."""
-        return {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
+        return {"seconds": self.seconds, "order": self._of_trainer().order_sha256(), "seed": self.spec.seed}
 
     def restore(self, folder: Path) -> None:
         """Take up what a checkpoint kept."""
@@ -238,4 +251,5 @@ class Guard(TrainerCallback):
 
     def take_up(self, own: dict[str, Any], folder: Path) -> None:
         """The counts that `kept` gave, and whatever else lies in the checkpoint's folder."""
-        self.seconds, self._of_trainer().order = own["seconds"], own["order"]
+        self.seconds = own["seconds"]
+        self._of_trainer().take_up_order(own["order"])

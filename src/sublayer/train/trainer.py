@@ -7,21 +7,25 @@ each predicted token alike.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from . import distributed
 from .dataset import IGNORED, Row
+from .distributed import ALONE, Share, Team, share
 from .errors import TrainError
 from .settings import Loop
 
@@ -59,6 +63,7 @@ class GuardedTrainer(Trainer):
         callbacks: run after the Trainer's own.
         shifted: whether the model predicts the label one place further on (causal language models).
         collator: makes a batch of rows; default: rows of one length, stacked.
+        team: the processes that the run is spread over.
     """
 
     control: TrainerControl
@@ -73,18 +78,22 @@ class GuardedTrainer(Trainer):
         callbacks: list[TrainerCallback],
         shifted: bool = False,
         collator: Callable[[list[Row]], Batch] = collate,
+        team: Team = ALONE,
     ) -> None:
         super().__init__(
             model=model,
-            args=arguments(spec, folder),
+            args=arguments(spec, folder, share(spec, team.size)),
             data_collator=collator,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             callbacks=callbacks,
         )
+        distributed.check_launched(team, self.accelerator)
+        self.team = team
         self.remove_callback(PrinterCallback)  # it prints every log record; metrics.jsonl has them
         self.shifted = shifted
-        self.order = ""  # hash chain over every batch the model was fed
+        self._order = 0  # over the rows that this process fed to the model, see `order_sha256`
+        self._fed = 0  # passes of this step so far
         self.want_gradients = False  # set by a callback for the steps that are measured
         self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
         self._losses: list[Tensor] = []
@@ -102,16 +111,43 @@ class GuardedTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward pass; after the last one of a step the gradients are looked at, before clipping."""
-        link = hashlib.sha256(self.order.encode())
-        for name in ("input_ids", "labels"):
-            link.update(inputs[name].detach().cpu().numpy().tobytes())
-        self.order = link.hexdigest()
+        self._note_order(inputs)
         kept = dict(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         if self.accelerator.sync_gradients:
             self._inspect(model, kept)
         return loss
+
+    def _note_order(self, inputs: Mapping[str, Tensor]) -> None:
+        ids, labels = (inputs[name].detach().cpu().numpy() for name in ("input_ids", "labels"))
+        first = (self._fed * self.team.size + self.team.rank) * self.args.per_device_train_batch_size
+        for place, row in enumerate(zip(ids, labels, strict=True), first):
+            digest = hashlib.sha256(f"{self.state.global_step} {place}\n".encode())
+            for part in row:
+                digest.update(part.tobytes())
+            self._order += int.from_bytes(digest.digest())
+        self._fed = 0 if self.accelerator.sync_gradients else self._fed + 1
+
+    def order_sha256(self) -> str:
+        """What the model was fed so far, by all processes: the sum, modulo 2**256, of the sha256 of each row with its
+        step and its place among the step's rows. It depends neither on the number of processes nor on how a step is
+        cut into passes. Source: Clarke et al. 2003, MSet-Add-Hash, without a secret."""
+        return f"{sum(self.team.gather(self._order)) % (1 << 256):064x}"
+
+    def take_up_order(self, sha256: str) -> None:
+        """Go on from what `order_sha256` gave."""
+        self._order = int(sha256, 16) if self.team.leads else 0
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """The model with all of its weights, to look at or to save, in the first process."""
+        yield self.model
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        distributed.check_wrapped(self.team, self.model_wrapped)
+        return prepared
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Without logits where the model can: nobody reads them."""
@@ -121,19 +157,21 @@ class GuardedTrainer(Trainer):
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
         loss = torch.stack(self._losses).sum()
         self._losses.clear()
-        total = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
-        if not torch.isfinite(loss + total):  # one wait for the device, not two
-            step = self.state.global_step + 1
-            what = "loss" if not torch.isfinite(loss) else "gradient"
-            value = float(loss if what == "loss" else total)
-            where = first_bad(self.model, inputs)
-            raise Diverged(step, f"the {what} is {value} at step {step}; {where}")
+        total = gathered(torch.nn.utils.get_total_norm([gradient for _, gradient in named]))
+        # one wait for the device, not two; what one process finds, all act upon
+        if self.team.most(not torch.isfinite(loss + total)):
+            step, lost = self.state.global_step + 1, not bool(torch.isfinite(loss))
+            what, value = ("loss", float(loss)) if lost else ("gradient", float(total))
+            where = first_bad(self.model, inputs, self.team)
+            found = self.team.gather((lost, f"the {what} is {value} at step {step}; {where}"))
+            rank, reason = distributed.first_of(found)
+            raise Diverged(step, reason if self.team.size == 1 else f"{reason} (process {rank})")
         if self.want_gradients:
             squares: dict[int, list[Tensor]] = {}
             for name, gradient in named:
                 layer = layer_of(name)
                 if layer is not None:
-                    squares.setdefault(layer, []).append(torch.linalg.vector_norm(gradient.float()))
+                    squares.setdefault(layer, []).append(gathered(torch.linalg.vector_norm(gradient.float())))
             self.layer_gradients = {
                 layer: float(torch.linalg.vector_norm(torch.stack(norms))) for layer, norms in squares.items()
             }
@@ -155,37 +193,62 @@ class GuardedTrainer(Trainer):
         """Mean loss over all predicted tokens of the held-out rows (the Trainer's own is a mean over batches, which
         weighs a masked token by how few others its batch has)."""
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        total, count = 0.0, 0
+        size, team, found = self.args.eval_batch_size, self.team, {}
+        chunks = [range(begin, min(begin + size, len(rows))) for begin in range(0, len(rows), size)]
         was_training = self.model.training
         self.model.eval()
         try:
-            for begin in range(0, len(rows), self.args.eval_batch_size):
-                chunk = [rows[index] for index in range(begin, min(begin + self.args.eval_batch_size, len(rows)))]
-                batch = {name: value.to(self.args.device) for name, value in self.data_collator(chunk).items()}
+            # every process makes as many passes as the others, so that the pieces of a sharded model meet
+            for number in range(team.rank, -(-len(chunks) // team.size) * team.size, team.size):
+                batch = self._batch_of(rows, chunks[min(number, len(chunks) - 1)])
                 targets = batch["labels"][:, 1:] if self.shifted else batch["labels"]
                 predicted = int((targets != IGNORED).sum())
-                if predicted == 0:
-                    continue
                 with torch.no_grad():
                     loss = float(self.model(**batch, **self._only_loss)["loss"])
-                if not math.isfinite(loss):
-                    step, where = self.state.global_step, first_bad(self.model, batch)
-                    raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")
-                total += loss * predicted
-                count += predicted
+                if number < len(chunks):
+                    found[number] = (loss if predicted else 0.0, predicted)
+            # summed in the order of the rows, whoever read them
+            together = dict(sorted(item for part in team.gather(found) for item in part.items()))
+            bad = next((number for number, (loss, _) in together.items() if not math.isfinite(loss)), None)
+            if bad is not None:
+                where = first_bad(self.model, self._batch_of(rows, chunks[bad]), team)
+                step, loss = self.state.global_step, together[bad][0]
+                raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")
         finally:
             self.model.train(was_training)
+        total = math.fsum(loss * predicted for loss, predicted in together.values())
+        count = sum(predicted for _, predicted in together.values())
         metrics = {f"{metric_key_prefix}_loss": total / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def first_bad(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
-    """Best effort at where numbers stop being finite: in the parameters, else forwards, else backwards."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"first parameter that is not finite: {name}"
+    def _batch_of(self, rows: Any, chunk: range) -> Batch:
+        batch = self.data_collator([rows[index] for index in chunk])
+        return {name: value.to(self.args.device) for name, value in batch.items()}
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it, unless the model is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor whose parts are spread over the processes, as a whole; all of them ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def first_bad(model: nn.Module, inputs: Mapping[str, Tensor], team: Team = ALONE) -> str:
+    """Best effort at where numbers stop being finite: in the parameters, else forwards, else backwards.
+
+    Each process looks at its own inputs, and at its part of a sharded model; all of them call this together.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    odd = (i for i, parameter in enumerate(model.parameters()) if not torch.isfinite(own(parameter)).all())
+    first = -team.most(-next(odd, len(names)))
+    if first < len(names):
+        return f"first parameter that is not finite: {names[first]}"
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -209,22 +272,22 @@ def first_bad(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
         return f"first module whose output is not finite: {found[0]}"
     # the backward pass runs from the last parameter to the first
     backwards = [
-        name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+        name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(own(p.grad)).all()
     ]
     return f"first gradient that is not finite: {backwards[-1]}" if backwards else "the place could not be found"
 
 
-def arguments(spec: Loop, folder: str) -> TrainingArguments:
-    """The Trainer's arguments. When to log, evaluate and save is decided by this package's callbacks, in one place."""
+def arguments(spec: Loop, folder: str, own_share: Share) -> TrainingArguments:
+    """The Trainer's arguments, for a process that does `own_share` of each step. When to log, evaluate and save is decided by this package's callbacks, in one place."""
     schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
     cuda = spec.device == "auto" and torch.cuda.is_available()
     found = TrainingArguments(
         output_dir=folder,
         run_name=Path(folder).name,
         max_steps=spec.total_steps,
-        per_device_train_batch_size=spec.batch,
+        per_device_train_batch_size=own_share.rows,
         per_device_eval_batch_size=spec.batch,
-        gradient_accumulation_steps=spec.accumulation,
+        gradient_accumulation_steps=own_share.passes,
         learning_rate=spec.lr,
         lr_scheduler_type=schedule,
         warmup_steps=spec.warmup_steps,
