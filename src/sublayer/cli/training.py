@@ -1,5 +1,6 @@
 """`sublayer compare` and `sublayer train`: one set of options, since a run is a run of a study."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -230,7 +231,9 @@ def train(
     elif design is None:
         raise click.UsageError("give a DESIGN, or --recipe NAME")
     parallel = parallel or values.pop("parallel", None)
-    distributed.chosen(parallel)
+    if distributed.chosen(parallel) != "none":
+        # torch's C++ would warn in each process that all parameters are used, which is as it should be
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     seed, lr, size = values.pop("seed", 0), values.pop("lr", None), values.pop("size", "tiny")
     (planned,) = Plan.make([design], seeds=(seed,), lrs=() if lr is None else (lr,), size=size, **values).runs()
     spec = planned.spec
