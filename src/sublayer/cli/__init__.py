@@ -13,7 +13,7 @@ from sublayer.cli.designs import designs, show
 from sublayer.cli.finetune import finetune
 from sublayer.cli.probe import probe
 from sublayer.cli.training import compare, train
-from sublayer.train.distributed import speaks
+from sublayer.train.distributed import leave, refuse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,8 +45,7 @@ def main() -> None:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        if speaks():
-            print(f"sublayer: {error}", file=sys.stderr)
+        refuse(f"sublayer: {error}")
         code = 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough
@@ -54,7 +53,7 @@ def main() -> None:
     except OSError as error:
         print(f"sublayer: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
 
 
 def _is_ours(error: ValueError) -> bool:

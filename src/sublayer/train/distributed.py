@@ -9,13 +9,16 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, get_args
 
 from .errors import TrainError
 from .settings import Loop
@@ -63,6 +66,25 @@ def share(spec: Loop, size: int) -> Share:
 def speaks() -> bool:
     """Whether this process says aloud what all of them know: the first one, or the only one."""
     return _whole("WORLD_SIZE", 1) <= 1 or _whole("RANK", 0) == 0
+
+
+def refuse(message: str) -> None:
+    """Put a message on standard error, once for all processes."""
+    if speaks():
+        print(message, file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # torchrun ends the others as soon as one has ended, and the first one has to be heard
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. One of several ends at once after its work and the `atexit` functions: the threads of the
+    communication libraries have been seen to abort while an interpreter is taken down, after all was done."""
+    if several():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def several() -> bool:
