@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import math
 import re
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ class Diverged(Exception):
 def collate(rows: list[Row]) -> Batch:
     """Rows of shape [seq] to tensors of shape [batch, seq]."""
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def _deaf(worker: int) -> None:
+    """In a worker: pass over what tells the run to stop. It ends when the run has no more work for it, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def layer_of(name: str) -> int | None:
@@ -97,6 +104,13 @@ class GuardedTrainer(Trainer):
         """Matrices and embedding tables. Norms, biases, scales and gates are vectors or single numbers, whatever their
         names, and pulling those towards zero is not what weight decay is for."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own, whose workers leave stopping to the run: a terminal's Ctrl-C and a cluster's SIGTERM reach
+        every process of a group, and a run whose workers are gone could not finish its step and save."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = _deaf
+        return loader
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -242,7 +256,7 @@ def arguments(spec: Loop, folder: str) -> TrainingArguments:
         report_to=list(spec.report_to) or "none",
         # rows are a function of their index, so their order is the Trainer's plainest
         train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
+        dataloader_num_workers=spec.workers,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         label_names=["labels"],
