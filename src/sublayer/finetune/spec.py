@@ -106,6 +106,12 @@ class FinetuneSpec(Settings):
         self.check_types()
         _check_values(self)
 
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is."""
+        length = f"--max-length {(self.max_length or LENGTH) // 2}"
+        fewer = f"--batch {self.batch // 2} or " if self.batch > 1 else ""
+        return f"a step of {self.batch} rows was too much: in another folder give {fewer}{length}"
+
     def settled(self, rows: int) -> SettledSpec:
         """The same run with every number of steps filled in.
 

@@ -1,16 +1,13 @@
-"""What happens around the steps of a run: reseeding, records, measuring, checkpoints, and stopping on a signal."""
+"""What happens around the steps of a run: reseeding, records, measuring, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from sublayer.whole_files import write_atomically
 from . import checkpoint
 from .progress import Progress
 from .settings import Loop
+from .stopping import StopOnSignal
 from .trainer import GuardedTrainer
 
 STATE = "sublayer_state.json"  # of a checkpoint: what this package keeps beside the Trainer's own state
@@ -77,29 +75,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return records
-
-
-class StopOnSignal:
-    """While entered, the first SIGTERM or SIGINT is noted for the run to stop at the end of its step; a second SIGINT
-    interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Guard(TrainerCallback):
@@ -193,6 +168,12 @@ class Guard(TrainerCallback):
     ) -> None:
         """Write an evaluation record."""
         self._record("eval", state.global_step, loss=metrics["eval_loss"])
+        self._heed(control)
+
+    def _heed(self, control: TrainerControl) -> None:
+        """A signal came while the run looked at its model: what the last step made is saved, and no other begins."""
+        if self.stop.received is not None:
+            control.should_save = control.should_training_stop = True
 
     def _record(self, kind: str, step: int, **values: Any) -> None:
         self.metrics.write({"kind": kind, "step": step, **values, **self.extent(step)})

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +20,19 @@ from .frame import (
     LOG,
     METRICS,
     PROGRESS,
-    RESULT,
     claim,
+    conclude,
     cores,
     cut_short,
     explain,
     go_through,
+    interrupted,
     logging_to,
     machine,
     peak_memory_mb,
 )  # fmt: skip
 from .spec import TrainSpec
+from .stopping import Interrupted, StopOnSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,10 +82,29 @@ def run(
     began = time.monotonic()
     out = Path(out)
     spec = spec.with_(threads=spec.threads or cores())
-    row = claim(spec, out, resume)
-    if row is not None:
-        return row
-    row = {
+    with StopOnSignal() as stop:
+        done = claim(spec, out, resume)
+        if done is not None:
+            return done
+        row = _run(spec, out, stop, began, measure, model_dir, progress, flops_per_token, build)
+        if stop.received is not None and row["status"] != "killed":
+            raise Interrupted(stop.received)  # it came when the work was done: whoever sent it is told all the same
+    return row
+
+
+def _run(
+    spec: TrainSpec,
+    out: Path,
+    stop: StopOnSignal,
+    began: float,
+    measure: bool | Measure,
+    model_dir: Path | str | None,
+    progress: IO[str] | None,
+    flops: float | None,
+    build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
+) -> dict[str, Any]:
+    """The row of a run whose folder is claimed."""
+    row: dict[str, Any] = {
         "id": out.name, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": "failed", "reason": None,
         "eval_loss": None, "steps_done": 0, "train_loss": None, "seconds": 0.0, "tokens_per_second": None,
         "peak_memory_mb": None, "threads": spec.threads, "device": None, "parameters": None, "init_sha256": {},
@@ -99,15 +119,15 @@ def run(
         _log.info("%s: %s, %d steps of %d tokens", out.name, spec.design, spec.total_steps, spec.tokens_per_step)
         try:
             weights = Path(model_dir) if model_dir else out / "model"
-            _train(spec, out, row, measure, weights, progress, flops_per_token, build, wall)
-        except KeyboardInterrupt:
-            row.update(status="killed", reason="interrupted before the step was finished", signal=int(signal.SIGINT))
+            _train(spec, out, row, measure, weights, progress, flops, build, wall, stop)
+        except KeyboardInterrupt as error:
+            interrupted(row, error, out)
         except Exception as error:
-            explain(row, error)
+            explain(row, error, spec, out)
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    conclude(row, out)
     return row
 
 
@@ -121,6 +141,7 @@ def _train(
     flops: float | None,
     build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
     wall: Callable[[], float],
+    stop: StopOnSignal,
 ) -> None:
     """The run itself; fills in `row`."""
     from .progress import Progress
@@ -133,7 +154,7 @@ def _train(
         corpus = prepare(spec)
         progress.phase("model")
         with machine(spec):
-            _train_on(corpus, spec, out, row, measure, model_dir, progress, flops, build, wall)
+            _train_on(corpus, spec, out, row, measure, model_dir, progress, flops, build, wall, stop)
     finally:
         progress.phase(row["status"])
         progress.close()
@@ -150,10 +171,11 @@ def _train_on(
     flops: float | None,
     build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
     wall: Callable[[], float],
+    stop: StopOnSignal,
 ) -> None:
     from . import build as building
     from . import checkpoint
-    from .callbacks import Guard, MetricsFile, StopOnSignal, reseed
+    from .callbacks import Guard, MetricsFile, reseed
     from .dataset import PackedRows
     from .trainer import GuardedTrainer
 
@@ -188,7 +210,7 @@ def _train_on(
         looks = _default_measure(held_out, spec) if measure is True else measure
 
     metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None)
-    with StopOnSignal() as stop:
+    with stop.patiently():
         guard = Guard(spec, out, metrics, progress, stop, identity, extent, looks, wall)
         trainer = guard.trainer = GuardedTrainer(
             model, spec, str(out), rows, held_out, [guard], spec.objective == "clm"
@@ -203,16 +225,16 @@ def _train_on(
         if step < spec.total_steps:
             cut_short(row, step, stop.received)
             return
-    if use_cache is not None:  # the Trainer turns it off, and it would be saved so
-        model.config.use_cache = use_cache
-    _save(model, corpus, spec, model_dir)
-    with open(model_dir / "model.safetensors", "rb") as weights:
-        row["weights_sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
-    if "measure" in metrics.last:
-        row["measures"] = {key: value for key, value in metrics.last["measure"].items() if key != "kind"}
-    row.update(status="ok", eval_loss=metrics.last["eval"]["loss"], model=os.path.relpath(model_dir, out))
-    if spec.save_steps == 0:  # only a signal made checkpoints, and they have served
-        checkpoint.rotate(out, 0)
+        if use_cache is not None:  # the Trainer turns it off, and it would be saved so
+            model.config.use_cache = use_cache
+        _save(model, corpus, spec, model_dir)
+        with open(model_dir / "model.safetensors", "rb") as weights:
+            row["weights_sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
+        if "measure" in metrics.last:
+            row["measures"] = {key: value for key, value in metrics.last["measure"].items() if key != "kind"}
+        row.update(status="ok", eval_loss=metrics.last["eval"]["loss"], model=os.path.relpath(model_dir, out))
+        if spec.save_steps == 0:  # only a signal made checkpoints, and they have served
+            checkpoint.rotate(out, 0)
 
 
 def _smoothed(metrics: Any) -> float | None:

@@ -141,6 +141,10 @@ class Settings:
         except OSError as error:
             raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
 
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is."""
+        return "give a smaller batch"
+
     def differences(self, other: Settings) -> list[str]:
         """Settings in which two runs would train different weights, as `name: mine -> other`."""
         mine, theirs = self.to_dict(), other.to_dict()

@@ -158,6 +158,12 @@ class TrainSpec(Settings):
             **self.model_options,
         }
 
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is, with the memory of each way."""
+        from .remedies import less_memory
+
+        return less_memory(self)
+
     # -- making, reading, writing -------------------------------------------------------------------------------
 
     @classmethod

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from .dataset import IGNORED, Row
 from .errors import TrainError
+from .not_finite import LAYER, first_bad
 from .settings import Loop
 
 Batch = dict[str, Tensor]
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
 
 class Diverged(Exception):
@@ -51,7 +51,7 @@ def _deaf(worker: int) -> None:
 
 def layer_of(name: str) -> int | None:
     """Index of the layer that a parameter belongs to, by its name; None outside the layers."""
-    found = _LAYER.search(name)
+    found = LAYER.search(name)
     return int(found[1]) if found else None
 
 
@@ -94,7 +94,9 @@ class GuardedTrainer(Trainer):
         self.order = ""  # hash chain over every batch the model was fed
         self.want_gradients = False  # set by a callback for the steps that are measured
         self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
+        self._spec = spec
         self._losses: list[Tensor] = []
+        self._fed: list[tuple[dict[str, Any], Any]] = []  # the batches of the step, to run it again if it is lost
         takes = inspect.signature(model.forward).parameters
         self._only_loss = {"loss_only": True} if "loss_only" in takes else {}
 
@@ -120,18 +122,19 @@ class GuardedTrainer(Trainer):
         for name in ("input_ids", "labels"):
             link.update(inputs[name].detach().cpu().numpy().tobytes())
         self.order = link.hexdigest()
-        kept = dict(inputs)
+        self._fed.append((dict(inputs), num_items_in_batch))
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         if self.accelerator.sync_gradients:
-            self._inspect(model, kept)
+            self._inspect(model)
+            self._fed.clear()
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Without logits where the model can: nobody reads them."""
         return super().compute_loss(model, inputs | self._only_loss, *args, **kwargs)
 
-    def _inspect(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    def _inspect(self, model: nn.Module) -> None:
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
         loss = torch.stack(self._losses).sum()
         self._losses.clear()
@@ -140,8 +143,7 @@ class GuardedTrainer(Trainer):
             step = self.state.global_step + 1
             what = "loss" if not torch.isfinite(loss) else "gradient"
             value = float(loss if what == "loss" else total)
-            where = first_bad(self.model, inputs)
-            raise Diverged(step, f"the {what} is {value} at step {step}; {where}")
+            raise Diverged(step, f"the {what} is {value} at step {step}; {first_bad(self.model, self._step_again)}")
         if self.want_gradients:
             squares: dict[int, list[Tensor]] = {}
             for name, gradient in named:
@@ -152,6 +154,15 @@ class GuardedTrainer(Trainer):
                 layer: float(torch.linalg.vector_norm(torch.stack(norms))) for layer, norms in squares.items()
             }
 
+    def _step_again(self) -> None:
+        """The passes of a lost step as they were, dropout and all, but with the plain model: other processes wait."""
+        from .callbacks import reseed
+
+        self.model.zero_grad()
+        reseed(self._spec.seed, self.state.global_step, self.args.process_index)
+        for inputs, count in self._fed:
+            super().training_step(self.model, inputs, count)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The Trainer warns of missing weights and trains on; only a tied weight, stored once, may be missing."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -160,6 +171,10 @@ class GuardedTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             odd = ", ".join([*missing, *load_result.unexpected_keys])
             raise TrainError(f"the checkpoint does not have the weights of this model (differing: {odd}); use another")
+
+    def _only_look(self, batch: Batch) -> None:
+        with torch.no_grad():
+            self.model(**batch)
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -183,7 +198,7 @@ class GuardedTrainer(Trainer):
                 with torch.no_grad():
                     loss = float(self.model(**batch, **self._only_loss)["loss"])
                 if not math.isfinite(loss):
-                    step, where = self.state.global_step, first_bad(self.model, batch)
+                    step, where = self.state.global_step, first_bad(self.model, partial(self._only_look, batch))
                     raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")
                 total += loss * predicted
                 count += predicted
@@ -193,39 +208,6 @@ class GuardedTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def first_bad(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
-    """Best effort at where numbers stop being finite: in the parameters, else forwards, else backwards."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"first parameter that is not finite: {name}"
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if not found and any(
-                isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors
-            ):
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return f"first module whose output is not finite: {found[0]}"
-    # the backward pass runs from the last parameter to the first
-    backwards = [
-        name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
-    return f"first gradient that is not finite: {backwards[-1]}" if backwards else "the place could not be found"
 
 
 def arguments(spec: Loop, folder: str) -> TrainingArguments:
