@@ -48,6 +48,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("--measure-every", int, "Steps between measurements at every +."),
     ("--save-steps", int, "Steps between checkpoints; 0: only when told to stop."),
     ("--threads", int, "Threads of a run. Part of the result's last digits, so it is recorded."),
+    ("--workers", int, "Processes that make batches ahead; no weight depends on it.  [default: 0]"),
     ("--device", click.Choice(["auto", "cpu"]), "auto takes a GPU if there is one."),
     ("--dtype", click.Choice(["float32", "bf16"]), "Arithmetic of the forward pass."),
     ("--compile", bool, "Compile the model."),

@@ -1,16 +1,13 @@
-"""What happens around the steps of a run: reseeding, records, measuring, checkpoints, and stopping on a signal."""
+"""What happens around the steps of a run: reseeding, records, measuring, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from sublayer.whole_files import write_atomically
 from . import checkpoint
 from .progress import Progress
 from .settings import Loop
+from .stopping import StopOnSignal
 from .trainer import GuardedTrainer
 
 STATE = "sublayer_state.json"  # of a checkpoint: what this package keeps beside the Trainer's own state
@@ -81,29 +79,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return records
-
-
-class StopOnSignal:
-    """While entered, the first SIGTERM or SIGINT is noted for the run to stop at the end of its step; a second SIGINT
-    interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Guard(TrainerCallback):
@@ -171,9 +146,7 @@ class Guard(TrainerCallback):
         elif step == 1 and self.measure is not None:
             # of the weights as they were drawn: how the gradient begins, layer by layer
             self.metrics.write({"kind": "gradients", "step": 1, "layers": self._of_trainer().layer_gradients})
-        # a signal may reach the processes at different steps, or only some of them: they stop together
-        self.stop.received = self._of_trainer().team.most(self.stop.received or 0) or None
-        last, stopping = step >= spec.total_steps, self.stop.received is not None
+        last, stopping = step >= spec.total_steps, self._stopping()
         control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
         control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
         control.should_save = stopping or (spec.save_steps > 0 and step % spec.save_steps == 0 and not last)
@@ -199,6 +172,17 @@ class Guard(TrainerCallback):
     ) -> None:
         """Write an evaluation record."""
         self._record("eval", state.global_step, loss=metrics["eval_loss"])
+        self._heed(control)
+
+    def _heed(self, control: TrainerControl) -> None:
+        """A signal came while the run looked at its model: what the last step made is saved, and no other begins."""
+        if self._stopping():
+            control.should_save = control.should_training_stop = True
+
+    def _stopping(self) -> bool:
+        """A signal may reach the processes at different steps, or only some of them: they stop together."""
+        self.stop.received = self._of_trainer().team.most(self.stop.received or 0) or None
+        return self.stop.received is not None
 
     def _record(self, kind: str, step: int, **values: Any) -> None:
         self.metrics.write({"kind": kind, "step": step, **values, **self.extent(step)})

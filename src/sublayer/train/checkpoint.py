@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sublayer.whole_files import write_atomically
+from sublayer.whole_files import sync_folder, write_atomically
 
 from .errors import TrainError
 
@@ -38,6 +38,7 @@ def commit(folder: Path, facts: dict[str, Any]) -> None:
             os.fsync(stream.fileno())
             files[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     write_atomically(folder / MANIFEST, json.dumps(_signed({"schema": SCHEMA, **facts, "files": files}), indent=2))
+    sync_folder(folder.parent)  # before an older one is removed
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -87,6 +88,13 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]] | None:
             folder.rename(aside)
             _log.warning("checkpoint of step %d is damaged (%s): moved to %s", step, error, aside)
     return None
+
+
+def sweep(out: Path) -> None:
+    """Remove the folders that were never finished."""
+    for _, folder in steps(out):
+        if not (folder / MANIFEST).exists():
+            shutil.rmtree(folder)
 
 
 def rotate(out: Path, keep: int) -> None:

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, get_args
@@ -345,11 +345,6 @@ def check_wrapped(team: Team, model: Any) -> None:
     if given != team.parallel:
         some = f", with {parts} of its tensors in parts" if parts and whole else ""
         raise NotGivenError(f"parallel {team.parallel} was asked for, and the model is set up for {given}{some}")
-
-
-def first_of(found: Sequence[tuple[bool, str]]) -> tuple[int, str]:
-    """Of what the processes found, the first that is marked, or else the first; with its number."""
-    return next(((rank, text) for rank, (marked, text) in enumerate(found) if marked), (0, found[0][1]))
 
 
 def _whole(name: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -78,8 +79,10 @@ class Progress:
         if self._path is None:
             return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({**self._facts, "seconds": round(now - self._began, 1)}), encoding="utf-8")
-        os.replace(temporary, self._path)
+        # nothing hangs on this file, so a full disk must not end the run here; it is written again soon
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({**self._facts, "seconds": round(now - self._began, 1)}), encoding="utf-8")
+            os.replace(temporary, self._path)
 
 
 def _clock(seconds: float) -> str:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,18 +23,20 @@ from .frame import (
     LOG,
     METRICS,
     PROGRESS,
-    RESULT,
     SPEC,
     claim,
+    conclude,
     cores,
     cut_short,
     explain,
     go_through,
+    interrupted,
     logging_to,
     machine,
     peak_memory_mb,
 )  # fmt: skip
 from .spec import TrainSpec
+from .stopping import Interrupted, StopOnSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,29 +87,46 @@ def run(
             Every other failure is a row with its status and reason, and its traceback is in log.txt.
     """
     began = time.monotonic()
-    with distributed.join(parallel, spec.device) as team:
-        return _run(spec, Path(out), resume, measure, model_dir, progress, flops_per_token, build, team, began)
+    out = Path(out)
+    with StopOnSignal() as stop, distributed.join(parallel, spec.device) as team:
+        spec, done = team.tell(lambda: _open(spec, out, resume, team))
+        if done is not None:
+            return done
+        row = _run(spec, out, stop, began, measure, model_dir, progress, flops_per_token, build, team)
+        if stop.received is not None and row["status"] != "killed":
+            raise Interrupted(stop.received)  # it came when the work was done: whoever sent it is told all the same
+    return row
+
+
+def _open(spec: TrainSpec, out: Path, resume: bool, team: Team) -> tuple[TrainSpec, dict[str, Any] | None]:
+    """The settings in full, and the row of a run that is done; else `out` is this run's folder from here on."""
+    # those of one machine share its cores; what the first process has is what all of them have
+    spec = spec.with_(threads=spec.threads or max(1, cores() * team.nodes // team.size))
+    distributed.share(spec, team.size)
+    if team.size > 1:  # data that cannot be read is refused before the folder is begun, in one place
+        from .cache import prepare
+
+        prepare(spec)
+    return spec, claim(spec, out, resume)
 
 
 def _run(
     spec: TrainSpec,
     out: Path,
-    resume: bool,
+    stop: StopOnSignal,
+    began: float,
     measure: bool | Measure,
     model_dir: Path | str | None,
     progress: IO[str] | None,
-    flops_per_token: float | None,
+    flops: float | None,
     build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
     team: Team,
-    began: float,
 ) -> dict[str, Any]:
-    spec, row = team.tell(lambda: _open(spec, out, resume, team))
-    if row is not None:
-        return row
+    """The row of a run whose folder is claimed."""
     if team.size > 1:
-        seen = out.is_dir() and (out / SPEC).is_file() and TrainSpec.load(out / SPEC) == spec
-        team.agree(seen, f"the folder {out}", "give one that all machines share")
-    row = {
+        seen = (out / SPEC).is_file() and TrainSpec.load(out / SPEC) == spec
+        team.agree(seen, f"what {out} holds", "give a folder that all machines share")
+    row: dict[str, Any] = {
         "id": out.name, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": "failed", "reason": None,
         "eval_loss": None, "steps_done": 0, "train_loss": None, "seconds": 0.0, "tokens_per_second": None,
         "peak_memory_mb": None, "threads": spec.threads, "device": None, "parallel": team.parallel,
@@ -126,12 +144,12 @@ def _run(
         _log.info("%s: %s, %d steps of %d tokens", out.name, spec.design, spec.total_steps, spec.tokens_per_step)
         try:
             weights = Path(model_dir) if model_dir else out / "model"
-            _train(spec, out, row, measure, weights, progress, flops_per_token, build, team, wall)
+            _train(spec, out, row, measure, weights, progress, flops, build, wall, stop, team)
             together = True
-        except KeyboardInterrupt:
-            row.update(status="killed", reason="interrupted before the step was finished", signal=int(signal.SIGINT))
+        except KeyboardInterrupt as error:
+            interrupted(row, error, out)
         except Exception as error:
-            explain(row, error)
+            explain(row, error, spec, out)
             refused = error if isinstance(error, NotGivenError) else None
             together = row["status"] == "diverged"
             if not together and team.size > 1:
@@ -140,22 +158,10 @@ def _run(
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
     if team.leads:
-        write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        conclude(row, out)
     if refused is not None:
         raise refused
     return team.tell(lambda: row) if together else row
-
-
-def _open(spec: TrainSpec, out: Path, resume: bool, team: Team) -> tuple[TrainSpec, dict[str, Any] | None]:
-    """The settings in full, and the row of a run that is done; else `out` is this run's folder from here on."""
-    # those of one machine share its cores; what the first process has is what all of them have
-    spec = spec.with_(threads=spec.threads or max(1, cores() * team.nodes // team.size))
-    distributed.share(spec, team.size)
-    if team.size > 1:  # data that cannot be read is refused before the folder is begun, in one place
-        from .cache import prepare
-
-        prepare(spec)
-    return spec, claim(spec, out, resume)
 
 
 def _blame(row: dict[str, Any], team: Team) -> None:
@@ -176,8 +182,9 @@ def _train(
     stream: IO[str] | None,
     flops: float | None,
     build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
-    team: Team,
     wall: Callable[[], float],
+    stop: StopOnSignal,
+    team: Team,
 ) -> None:
     """The run itself; fills in `row`."""
     from .progress import Progress
@@ -190,7 +197,7 @@ def _train(
         corpus = prepare(spec)
         progress.phase("model")
         with machine(spec):
-            _train_on(corpus, spec, out, row, measure, model_dir, progress, flops, build, team, wall)
+            _train_on(corpus, spec, out, row, measure, model_dir, progress, flops, build, wall, stop, team)
     finally:
         progress.phase(row["status"])
         progress.close()
@@ -206,13 +213,15 @@ def _train_on(
     progress: Any,
     flops: float | None,
     build: Callable[[TrainSpec, Vocabulary], PreTrainedModel] | None,
-    team: Team,
     wall: Callable[[], float],
+    stop: StopOnSignal,
+    team: Team,
 ) -> None:
     from . import build as building
     from . import checkpoint
-    from .callbacks import Guard, MetricsFile, StopOnSignal, reseed
+    from .callbacks import Guard, MetricsFile, reseed
     from .dataset import PackedRows
+    from .trainer import GuardedTrainer
 
     facts = {key: corpus.facts[key] for key in ("sha256", "tokenizer_sha256", "train_tokens")}
     team.agree(facts, "the data", "put it and the cache into folders that all machines share")
@@ -253,17 +262,15 @@ def _train_on(
         looks = _default_measure(held_out, spec) if measure is True else measure
 
     metrics = MetricsFile(out / METRICS if team.leads else None, newest[1]["step"] if newest else None)
-    with StopOnSignal() as stop:
+    with stop.patiently():
         guard = Guard(spec, out, metrics, progress, stop, {**identity, "sharded": sharded}, extent, looks, wall)
-        shifted = spec.objective == "clm"
+        given = (model, spec, str(out), rows, held_out, [guard], spec.objective == "clm")
         if sharded:
             from .sharded import ShardedTrainer
 
-            trainer = ShardedTrainer(make, model, spec, str(out), rows, held_out, [guard], shifted, team=team)
+            trainer: GuardedTrainer = ShardedTrainer(make, *given, team=team)
         else:
-            from .trainer import GuardedTrainer
-
-            trainer = GuardedTrainer(model, spec, str(out), rows, held_out, [guard], shifted, team=team)
+            trainer = GuardedTrainer(*given, team=team)
         guard.trainer = trainer
         step = go_through(trainer, guard, newest, row)
         row.update(
@@ -276,20 +283,20 @@ def _train_on(
             cut_short(row, step, stop.received)
             return
 
-    def save(model: PreTrainedModel) -> str:
-        if use_cache is not None:  # the Trainer turns it off, and it would be saved so
-            model.config.use_cache = use_cache
-        _save(model, corpus, spec, model_dir)
-        with open(model_dir / "model.safetensors", "rb") as weights:
-            return hashlib.file_digest(weights, "sha256").hexdigest()
+        def save(model: PreTrainedModel) -> str:
+            if use_cache is not None:  # the Trainer turns it off, and it would be saved so
+                model.config.use_cache = use_cache
+            _save(model, corpus, spec, model_dir)
+            with open(model_dir / "model.safetensors", "rb") as weights:
+                return hashlib.file_digest(weights, "sha256").hexdigest()
 
-    with trainer.whole() as whole:
-        row["weights_sha256"] = team.tell(lambda: save(whole))
-    if "measure" in metrics.last:
-        row["measures"] = {key: value for key, value in metrics.last["measure"].items() if key != "kind"}
-    row.update(status="ok", eval_loss=metrics.last["eval"]["loss"], model=os.path.relpath(model_dir, out))
-    if spec.save_steps == 0 and team.leads:  # only a signal made checkpoints, and they have served
-        checkpoint.rotate(out, 0)
+        with trainer.whole() as whole:  # the first process has it and saves it, while the others wait
+            row["weights_sha256"] = team.tell(lambda: save(whole))
+        if "measure" in metrics.last:
+            row["measures"] = {key: value for key, value in metrics.last["measure"].items() if key != "kind"}
+        row.update(status="ok", eval_loss=metrics.last["eval"]["loss"], model=os.path.relpath(model_dir, out))
+        if spec.save_steps == 0 and team.leads:  # only a signal made checkpoints, and they have served
+            checkpoint.rotate(out, 0)
 
 
 def _smoothed(metrics: Any) -> float | None:

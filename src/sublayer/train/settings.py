@@ -49,6 +49,8 @@ class Loop(Protocol):
     @property
     def threads(self) -> int | None: ...
     @property
+    def workers(self) -> int: ...
+    @property
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
@@ -138,6 +140,10 @@ class Settings:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
+
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is."""
+        return "give a smaller batch"
 
     def differences(self, other: Settings) -> list[str]:
         """Settings in which two runs would train different weights, as `name: mine -> other`."""

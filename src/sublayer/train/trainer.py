@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import inspect
 import math
-import re
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from . import distributed
 from .dataset import IGNORED, Row
 from .distributed import ALONE, Share, Team, share
 from .errors import TrainError
+from .not_finite import LAYER, first_bad
 from .settings import Loop
 
 Batch = dict[str, Tensor]
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
 
 class Diverged(Exception):
@@ -46,9 +47,15 @@ def collate(rows: list[Row]) -> Batch:
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
+def _deaf(worker: int) -> None:
+    """In a worker: pass over what tells the run to stop. It ends when the run has no more work for it, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def layer_of(name: str) -> int | None:
     """Index of the layer that a parameter belongs to, by its name; None outside the layers."""
-    found = _LAYER.search(name)
+    found = LAYER.search(name)
     return int(found[1]) if found else None
 
 
@@ -93,10 +100,11 @@ class GuardedTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints every log record; metrics.jsonl has them
         self.shifted = shifted
         self._order = 0  # over the rows that this process fed to the model, see `order_sha256`
-        self._fed = 0  # passes of this step so far
         self.want_gradients = False  # set by a callback for the steps that are measured
         self.layer_gradients: dict[int, float] = {}  # of the last such step, before clipping
+        self._spec = spec
         self._losses: list[Tensor] = []
+        self._fed: list[tuple[dict[str, Any], Any]] = []  # the batches of the step, to run it again if it is lost
         takes = inspect.signature(model.forward).parameters
         self._only_loss = {"loss_only": True} if "loss_only" in takes else {}
 
@@ -107,27 +115,34 @@ class GuardedTrainer(Trainer):
         names, and pulling those towards zero is not what weight decay is for."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own, whose workers leave stopping to the run: a terminal's Ctrl-C and a cluster's SIGTERM reach
+        every process of a group, and a run whose workers are gone could not finish its step and save."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = _deaf
+        return loader
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward pass; after the last one of a step the gradients are looked at, before clipping."""
         self._note_order(inputs)
-        kept = dict(inputs)
+        self._fed.append((dict(inputs), num_items_in_batch))
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss)
         if self.accelerator.sync_gradients:
-            self._inspect(model, kept)
+            self._inspect(model)
+            self._fed.clear()
         return loss
 
     def _note_order(self, inputs: Mapping[str, Tensor]) -> None:
         ids, labels = (inputs[name].detach().cpu().numpy() for name in ("input_ids", "labels"))
-        first = (self._fed * self.team.size + self.team.rank) * self.args.per_device_train_batch_size
+        first = (len(self._fed) * self.team.size + self.team.rank) * self.args.per_device_train_batch_size
         for place, row in enumerate(zip(ids, labels, strict=True), first):
             digest = hashlib.sha256(f"{self.state.global_step} {place}\n".encode())
             for part in row:
                 digest.update(part.tobytes())
             self._order += int.from_bytes(digest.digest())
-        self._fed = 0 if self.accelerator.sync_gradients else self._fed + 1
 
     def order_sha256(self) -> str:
         """What the model was fed so far, by all processes: the sum, modulo 2**256, of the sha256 of each row with its
@@ -153,19 +168,15 @@ class GuardedTrainer(Trainer):
         """Without logits where the model can: nobody reads them."""
         return super().compute_loss(model, inputs | self._only_loss, *args, **kwargs)
 
-    def _inspect(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    def _inspect(self, model: nn.Module) -> None:
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
         loss = torch.stack(self._losses).sum()
         self._losses.clear()
         total = gathered(torch.nn.utils.get_total_norm([gradient for _, gradient in named]))
         # one wait for the device, not two; what one process finds, all act upon
         if self.team.most(not torch.isfinite(loss + total)):
-            step, lost = self.state.global_step + 1, not bool(torch.isfinite(loss))
-            what, value = ("loss", float(loss)) if lost else ("gradient", float(total))
-            where = first_bad(self.model, inputs, self.team)
-            found = self.team.gather((lost, f"the {what} is {value} at step {step}; {where}"))
-            rank, reason = distributed.first_of(found)
-            raise Diverged(step, reason if self.team.size == 1 else f"{reason} (process {rank})")
+            what, value = ("gradient", float(total)) if torch.isfinite(loss) else ("loss", float(loss))
+            raise Diverged(self.state.global_step + 1, self._told(what, value))
         if self.want_gradients:
             squares: dict[int, list[Tensor]] = {}
             for name, gradient in named:
@@ -176,6 +187,37 @@ class GuardedTrainer(Trainer):
                 layer: float(torch.linalg.vector_norm(torch.stack(norms))) for layer, norms in squares.items()
             }
 
+    def _told(self, what: str, value: float) -> str:
+        """What is lost and where it began. The first process does the passes of each of them again, with the plain model,
+        while the others wait."""
+        step, team = self.state.global_step + 1, self.team
+        found = team.gather((what, value, self._fed))
+        lost = [rank for rank, (what, _, _) in enumerate(found) if what == "loss"]
+        ranks = [*lost, *(rank for rank in range(team.size) if rank not in lost)]
+
+        def search(model: PreTrainedModel) -> tuple[int, str]:
+            wheres = []
+            for rank in ranks:
+                wheres.append((rank, first_bad(model, partial(self._step_again, model, rank, found[rank][2]))))
+                if wheres[-1][1].startswith("it began"):
+                    return wheres[-1]
+            return wheres[0]
+
+        with self.whole() as model:
+            rank, where = team.tell(lambda: search(model))
+        what, value, _ = found[ranks[0]]
+        whose = f" (process {rank} of {team.size})" if team.size > 1 else ""
+        return f"the {what} is {value} at step {step}; {where}{whose}"
+
+    def _step_again(self, model: PreTrainedModel, rank: int, fed: list[tuple[dict[str, Any], Any]]) -> None:
+        """The passes of a lost step as they were, dropout and all."""
+        from .callbacks import reseed
+
+        model.zero_grad()
+        reseed(self._spec.seed, self.state.global_step, rank)
+        for inputs, count in fed:
+            super().training_step(model, inputs, count)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The Trainer warns of missing weights and trains on; only a tied weight, stored once, may be missing."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -184,6 +226,10 @@ class GuardedTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             odd = ", ".join([*missing, *load_result.unexpected_keys])
             raise TrainError(f"the checkpoint does not have the weights of this model (differing: {odd}); use another")
+
+    def _only_look(self, batch: Batch, model: PreTrainedModel | None = None) -> None:
+        with torch.no_grad():
+            (model or self.model)(**batch)
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -211,8 +257,9 @@ class GuardedTrainer(Trainer):
             together = dict(sorted(item for part in team.gather(found) for item in part.items()))
             bad = next((number for number, (loss, _) in together.items() if not math.isfinite(loss)), None)
             if bad is not None:
-                where = first_bad(self.model, self._batch_of(rows, chunks[bad]), team)
-                step, loss = self.state.global_step, together[bad][0]
+                step, loss, batch = self.state.global_step, together[bad][0], self._batch_of(rows, chunks[bad])
+                with self.whole() as model:
+                    where = team.tell(lambda: first_bad(model, partial(self._only_look, batch, model)))
                 raise Diverged(step, f"the loss on held-out text is {loss} after step {step}; {where}")
         finally:
             self.model.train(was_training)
@@ -229,65 +276,23 @@ class GuardedTrainer(Trainer):
         return {name: value.to(self.args.device) for name, value in batch.items()}
 
 
-def own(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it, unless the model is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def gathered(tensor: Tensor) -> Tensor:
     """A tensor whose parts are spread over the processes, as a whole; all of them ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def first_bad(model: nn.Module, inputs: Mapping[str, Tensor], team: Team = ALONE) -> str:
-    """Best effort at where numbers stop being finite: in the parameters, else forwards, else backwards.
-
-    Each process looks at its own inputs, and at its part of a sharded model; all of them call this together.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    odd = (i for i, parameter in enumerate(model.parameters()) if not torch.isfinite(own(parameter)).all())
-    first = -team.most(-next(odd, len(names)))
-    if first < len(names):
-        return f"first parameter that is not finite: {names[first]}"
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if not found and any(
-                isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors
-            ):
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return f"first module whose output is not finite: {found[0]}"
-    # the backward pass runs from the last parameter to the first
-    backwards = [
-        name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(own(p.grad)).all()
-    ]
-    return f"first gradient that is not finite: {backwards[-1]}" if backwards else "the place could not be found"
-
-
-def arguments(spec: Loop, folder: str, own_share: Share) -> TrainingArguments:
-    """The Trainer's arguments, for a process that does `own_share` of each step. When to log, evaluate and save is decided by this package's callbacks, in one place."""
+def arguments(spec: Loop, folder: str, own: Share) -> TrainingArguments:
+    """The Trainer's arguments, for a process that does `own` of each step. When to log, evaluate and save is decided by
+    this package's callbacks, in one place."""
     schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
     cuda = spec.device == "auto" and torch.cuda.is_available()
     found = TrainingArguments(
         output_dir=folder,
         run_name=Path(folder).name,
         max_steps=spec.total_steps,
-        per_device_train_batch_size=own_share.rows,
+        per_device_train_batch_size=own.rows,
         per_device_eval_batch_size=spec.batch,
-        gradient_accumulation_steps=own_share.passes,
+        gradient_accumulation_steps=own.passes,
         learning_rate=spec.lr,
         lr_scheduler_type=schedule,
         warmup_steps=spec.warmup_steps,
@@ -305,7 +310,7 @@ def arguments(spec: Loop, folder: str, own_share: Share) -> TrainingArguments:
         report_to=list(spec.report_to) or "none",
         # rows are a function of their index, so their order is the Trainer's plainest
         train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
+        dataloader_num_workers=spec.workers,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         label_names=["labels"],
