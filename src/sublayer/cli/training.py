@@ -129,7 +129,9 @@ def compare(
     from sublayer.train import distributed
 
     if distributed.several():
-        raise distributed.NotGivenError("a study starts its own processes, and WORLD_SIZE is set; start it without torchrun")
+        raise distributed.NotGivenError(
+            "a study starts its own processes, and WORLD_SIZE is set; start it without torchrun"
+        )
     if config is not None and _is_program(config):
         given = [*designs, *(f"--{k}" for k, v in (settings | {"lr": lrs, "seeds": seeds}).items() if v)]
         _run_program(config, given, out, resume, jobs)

@@ -189,7 +189,9 @@ def _train(
     """The run itself; fills in `row`."""
     from .progress import Progress
 
-    progress = Progress(spec.total_steps, out / PROGRESS if team.leads else None, stream if team.leads else None, out.name)
+    progress = Progress(
+        spec.total_steps, out / PROGRESS if team.leads else None, stream if team.leads else None, out.name
+    )
     try:
         progress.phase("data")
         from .cache import prepare
@@ -242,6 +244,7 @@ def _train_on(
         length=spec.total_steps * spec.rows_per_step, data_seed=spec.data_seed, mask_rate=spec.mask_rate,
     )  # fmt: skip
     held_out = PackedRows(corpus.eval, words, spec.objective, spec.seq, mask_rate=spec.mask_rate, limit=spec.eval_rows)
+
     def make() -> PreTrainedModel:
         reseed(spec.seed, 0)
         return (build or building.build)(spec, words)

@@ -270,7 +270,6 @@ class GuardedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-
     def _batch_of(self, rows: Any, chunk: range) -> Batch:
         batch = self.data_collator([rows[index] for index in chunk])
         return {name: value.to(self.args.device) for name, value in batch.items()}
