@@ -51,7 +51,7 @@ class Account:
         self.tried += 1
         text = self.log.read_text(encoding="utf-8", errors="replace")
         row = json.loads((out / "run.json").read_text(encoding="utf-8")) if (out / "run.json").exists() else None
-        if code == 0:  # what failed was of no weight, such as progress.json or the log
+        if code == 0:  # what failed was of no weight, such as progress.json, the log, or the flush of a folder
             self.unharmed += 1
             self.clear += "Traceback" not in text
         elif (

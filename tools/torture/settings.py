@@ -52,7 +52,7 @@ class Dice(TrainerCallback):
         """Draw."""
         torch.rand(3), random.random(), np.random.rand(3)  # noqa: NPY002 - the global stream is what is meant
 
-    on_step_end = on_evaluate = on_save = on_train_begin = on_log  # type: ignore[assignment]
+    on_step_end = on_evaluate = on_save = on_train_begin = on_log
 
 
 def run(spec: TrainSpec, out: Path, **options: Any) -> int:
