@@ -35,7 +35,9 @@ void interpose_arm(const char *prefix, long at, int what, int log) {
 
 void interpose_disarm(void) { armed = 0; }
 
-static int under(const char *path) { return strncmp(path, folder, length) == 0; }
+static int under(const char *path) {
+    return strncmp(path, folder, length) == 0 && (path[length] == '/' || path[length] == 0);
+}
 
 static int of_handle(int handle, char *path) {
     char name[64];

@@ -110,7 +110,7 @@ class FinetuneSpec(Settings):
         """What to change where a step took more memory than there is."""
         length = f"--max-length {(self.max_length or LENGTH) // 2}"
         fewer = f"--batch {self.batch // 2} or " if self.batch > 1 else ""
-        return f"a step of {self.batch} rows was too much: in another folder give {fewer}{length}"
+        return f"a step has {self.batch} rows; give, in another folder, {fewer}{length}"
 
     def settled(self, rows: int) -> SettledSpec:
         """The same run with every number of steps filled in.

@@ -165,7 +165,8 @@ def conclude(row: dict[str, Any], out: Path) -> None:
     try:
         write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
-        if row["status"] not in ("failed", "killed"):
+        # it may be in place all the same, where only the folder could not be put on the disk; then it is believed
+        if row["status"] not in ("failed", "killed") and finished(out) != row:
             reason = f"{RESULT} could not be written ({error.strerror or error}): {remedies.more_space(out)}"
             row.update(status="failed", reason=reason, eval_loss=None)
 

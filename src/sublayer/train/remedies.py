@@ -35,21 +35,19 @@ def less_memory(spec: TrainSpec) -> str:
             )  # fmt: skip
         except (CostError, DesignError):
             return ""
-        return f" ({found.memory.total / 1e6:,.0f} MB)"
+        return f" takes {found.memory.total / 1e6:,.1f} MB"
 
     rows = spec.rows_per_step
     ways = []
     if spec.batch > 1:
         batch = next(n for n in range(spec.batch // 2, 0, -1) if rows % n == 0)
-        ways.append(
-            f"--batch {batch} --accumulation {rows // batch}{needs(batch, spec.seq, rows // batch)}, "
-            f"which reads the same {rows} rows a step"
-        )
+        given = f"--batch {batch} --accumulation {rows // batch}"
+        ways.append(f"{given}{needs(batch, spec.seq, rows // batch)}, for the same {rows} rows a step")
     if spec.seq >= 16:
         ways.append(f"--seq {spec.seq // 2}{needs(spec.batch, spec.seq // 2, spec.accumulation)}")
-    ways.append("a smaller model; `sublayer cost` tells the memory of each")
-    now = f"a step of {spec.batch} x {spec.seq} tokens{needs(spec.batch, spec.seq, spec.accumulation)} was too much"
-    return f"{now}: in another folder give " + ", or ".join(ways)
+    ways.append("a smaller model: `sublayer cost` tells what each takes")
+    now = f"a step of {spec.batch} x {spec.seq} tokens{needs(spec.batch, spec.seq, spec.accumulation)}"
+    return f"{now}; give, in another folder, " + "; or ".join(ways)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
