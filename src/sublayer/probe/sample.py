@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 LEAST = 64  # tokens that are measured whatever they cost: fewer say little of a cloud
 ROOM = 4  # times as many tokens are kept as may be measured by then: a longer stream may afford them
 
