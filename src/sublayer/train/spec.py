@@ -22,7 +22,7 @@ Objective = Literal["mlm", "clm"]
 #: weights are the same whatever the number of cores.
 _SHAPE = "layers hidden heads ffn seq batch vocab_size steps lr eval_rows initializer_range threads".split()
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 300, 2e-3, 128, 0.05, 1), strict=True)),
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 300, 2e-3, 64, 0.05, 1), strict=True)),
     "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256, 0.03, None), strict=True)),
     "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512, 0.02, None), strict=True)),
     "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512, 0.02, None), strict=True)),
