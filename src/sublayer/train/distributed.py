@@ -171,7 +171,7 @@ class Team:
             raise failure
         if told[1] is not None:
             raise TrainError(told[1])
-        return told[0]  # type: ignore[no-any-return]
+        return told[0]
 
     def most(self, value: int) -> int:
         """The largest of the processes' numbers."""
@@ -290,6 +290,7 @@ def _unseen(*names: str) -> Iterator[None]:
 def _meet(backend: str, rank: int, size: int) -> Any:
     """Set up the process group; the board on which processes leave notes."""
     from torch import distributed
+    from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if distributed.is_initialized():
@@ -298,7 +299,7 @@ def _meet(backend: str, rank: int, size: int) -> Any:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
         store.set_timeout(MEETING)
         distributed.init_process_group(
-            backend, store=distributed.PrefixStore("run", store), rank=rank, world_size=size, timeout=STEP
+            backend, store=PrefixStore("run", store), rank=rank, world_size=size, timeout=STEP
         )
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -306,7 +307,7 @@ def _meet(backend: str, rank: int, size: int) -> Any:
     found = distributed.get_world_size()
     if found != size:
         raise NotGivenError(f"{size} processes were started, and {found} found each other; start them again")
-    return distributed.PrefixStore("board", store)
+    return PrefixStore("board", store)
 
 
 def check_launched(team: Team, accelerator: Any) -> None:

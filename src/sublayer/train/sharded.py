@@ -1,11 +1,12 @@
 """A run whose model, gradients and optimiser are split over the processes, by PyTorch's `fully_shard` (FSDP2).
 
 Each block is a unit, and what lies outside the blocks is one more. Accelerate is not asked to shard: on a CPU it then
-trains whole copies and says nothing. A checkpoint holds each process's parts (`torch.distributed.checkpoint`), which any
-number of processes can read; the final weights are those of an ordinary model.
+trains whole copies and says nothing. A checkpoint holds each process's parts (`torch.distributed.checkpoint`), which
+any number of processes can read; the final weights are those of an ordinary model.
 
-`fully_shard`: Zhao et al. 2023 (2304.11277), in the form of PyTorch 2. `.metadata` of a sharded checkpoint is a pickle: it
-is opened only after the checkpoint's manifest has been checked, which proves that nothing changed since it was written.
+`fully_shard`: Zhao et al. 2023 (2304.11277), in the form of PyTorch 2. `.metadata` of a sharded checkpoint is a pickle:
+it is opened only after the checkpoint's manifest has been checked, which proves that nothing changed since it was
+written, not who wrote it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as sharded_checkpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from .distributed import Team
@@ -86,18 +88,27 @@ class ShardedTrainer(GuardedTrainer):
         make: makes the model once more, whole, to be looked at or saved.
         model: whole; it is split in place.
         spec: the settings.
-        rest: as of `GuardedTrainer`.
+        folder, train_rows, eval_rows, callbacks, shifted, team: as of `GuardedTrainer`.
     """
 
     def __init__(
-        self, make: Callable[[], PreTrainedModel], model: PreTrainedModel, spec: Loop, *rest: Any, team: Team
+        self,
+        make: Callable[[], PreTrainedModel],
+        model: PreTrainedModel,
+        spec: Loop,
+        folder: str,
+        train_rows: Any,
+        eval_rows: Any,
+        callbacks: list[TrainerCallback],
+        shifted: bool,
+        team: Team,
     ) -> None:
         on_gpu = spec.device == "auto" and torch.cuda.is_available()
         shard(model, team, torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"))
         # as of a model that transformers has split while loading it: the Trainer leaves it where it is
         model._is_distributed_loading_by_transformers = True
         self._make = make
-        super().__init__(model, spec, *rest, team=team)
+        super().__init__(model, spec, folder, train_rows, eval_rows, callbacks, shifted, team=team)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
@@ -132,7 +143,7 @@ class ShardedTrainer(GuardedTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Each process writes its parts."""
         assert output_dir is not None
-        sharded_checkpoint.save(self._parts(), checkpoint_id=str(Path(output_dir) / PARTS))
+        save(self._parts(), checkpoint_id=str(Path(output_dir) / PARTS))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.team.leads:  # the optimiser is among the parts
@@ -146,7 +157,7 @@ class ShardedTrainer(GuardedTrainer):
             return
         parts = self._parts()
         try:
-            sharded_checkpoint.load(parts, checkpoint_id=str(Path(checkpoint) / PARTS))
+            load(parts, checkpoint_id=str(Path(checkpoint) / PARTS))
         except Exception as error:
             raise TrainError(f"the parts in {checkpoint} do not fit this model ({error}); use another") from error
         set_state_dict(
@@ -157,4 +168,4 @@ class ShardedTrainer(GuardedTrainer):
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser itself, without what accelerate puts around it."""
-    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
+    return getattr(optimizer, "optimizer", optimizer)

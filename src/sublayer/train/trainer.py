@@ -188,8 +188,8 @@ class GuardedTrainer(Trainer):
             }
 
     def _told(self, what: str, value: float) -> str:
-        """What is lost and where it began. The first process does the passes of each of them again, with the plain model,
-        while the others wait."""
+        """What is lost and where it began. The first process does the passes of each of them again, with the plain
+        model, while the others wait."""
         step, team = self.state.global_step + 1, self.team
         found = team.gather((what, value, self._fed))
         lost = [rank for rank, (what, _, _) in enumerate(found) if what == "loss"]
