@@ -45,21 +45,26 @@ def make(folder: Path, refuse: type[ValueError]) -> Path:
     return folder
 
 
+def is_new(folder: Path) -> bool:
+    """Whether a folder is not there, or holds nothing but marks of processes."""
+    return not folder.exists() or all(path.name.startswith((LOCK, OWNER)) for path in folder.iterdir())
+
+
 @contextlib.contextmanager
-def held(folder: Path, refuse: type[ValueError], where: str, wait: float = 0.0) -> Iterator[None]:
+def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None = None) -> Iterator[None]:
     """Hold the folder; ``where`` says in the message what another process is working on.
 
     Args:
         folder: must exist.
         refuse: the kind of error.
         where: such as "on the study in".
-        wait: seconds to wait for a process that works in it. An owner on another machine that shows no life is always
-            waited for, up to `STALE` seconds.
+        wait: seconds to wait for a process that works in it; None: `$SUBLAYER_WAIT`, or not at all. An owner on
+            another machine that shows no life is always waited for, up to `STALE` seconds.
 
     Raises:
         refuse: another process works in it.
     """
-    deadline = time.monotonic() + wait
+    deadline = time.monotonic() + (_patience() if wait is None else wait)
     while True:
         file = _open(folder, refuse)
         owner = _locked(file, folder) or _claimed(folder)
@@ -109,12 +114,19 @@ def place() -> str:
     return f"{platform.node()} {boot.strip()} {space}".strip()
 
 
+def _patience() -> float:
+    try:
+        return max(0.0, float(os.environ.get("SUBLAYER_WAIT", "0")))
+    except ValueError:
+        return 0.0
+
+
 # -- the two marks ---------------------------------------------------------------------------------------------------
 
 
 def _open(folder: Path, refuse: type[ValueError]) -> Any:
     try:
-        return open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 - closed by `held`
+        return open(folder / LOCK, "a", encoding="utf-8")
     except OSError as error:
         raise refuse(f"cannot write to {folder}: {error.strerror or error}; give another folder") from None
 
@@ -218,7 +230,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _state(pid: int) -> str | None:
-    return (_stat(pid) or [None])[0]
+    return next(iter(_stat(pid)), None)
 
 
 def _began(pid: int) -> str | None:

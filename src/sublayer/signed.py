@@ -21,7 +21,7 @@ from sublayer.whole_files import write_atomically
 KEY = "file_sha256"
 ASIDE = "damaged-"  # what a file or folder that did not match is called from then on
 _BLANK = "0" * 64
-_FIRST = re.compile(rb'\s*\{\s*"([^"]*)"')
+_ALMOST = re.compile(rb'\s*\{\s*"[^"]{%d}"\s*:\s*"[0-9a-f]{64}"' % len(KEY))
 _HASH = re.compile(rb'\s*\{\s*"' + KEY.encode() + rb'": "([0-9a-f]{64})"')
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ def parse(raw: bytes, shown: str) -> dict[str, Any]:
             raise Damaged(f"{shown} was changed or damaged: its hash does not fit its content")
         del body[KEY]
         return body
-    first = _FIRST.match(raw)
-    if KEY in body or (first is not None and len(first[1]) == len(KEY)):
+    if KEY in body or _ALMOST.match(raw):
         raise Damaged(f"{shown} was changed or damaged: it begins with no readable hash")
     return body
 
@@ -93,7 +92,12 @@ def file_sha256(path: Path) -> str:
 
 def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Name relative to ``folder`` -> sha256, in the order of the names."""
-    return {os.path.relpath(path, folder).replace(os.sep, "/"): file_sha256(path) for path in sorted(paths)}
+    return {relative(path, folder): file_sha256(path) for path in sorted(paths)}
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as lists name it."""
+    return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def damage(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
@@ -154,5 +158,5 @@ def _short(error: Exception) -> str:
 
 __all__ = [
     "ASIDE", "KEY", "Damaged", "added", "aside", "damage", "file_sha256", "hashes", "is_signed", "parse", "read",
-    "read_or_set_aside", "text", "write",
+    "read_or_set_aside", "relative", "text", "write",
 ]  # fmt: skip

@@ -16,11 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublayer.train.frame import (
-    DATA,
-    LOG,
-    METRICS,
-    PROGRESS,
-    RESULT,
+    alone,
     begin,
     cores,
     cut_short,
@@ -32,6 +28,7 @@ from sublayer.train.frame import (
     peak_memory_mb,
     versions,
 )  # fmt: skip
+from sublayer.train.kept import DATA, LOG, METRICS, PROGRESS, conclude
 from sublayer.whole_files import write_atomically
 
 from .data import TaskData, read
@@ -44,6 +41,7 @@ SCHEMA = "sublayer.finetune.run/1"
 _log = logging.getLogger("sublayer")
 
 
+@alone
 def run(
     spec: FinetuneSpec,
     out: Path | str,
@@ -106,7 +104,7 @@ def run(
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    conclude(out, row, row["predictions"].values())
     _clean(row, out)
     return row
 
@@ -224,7 +222,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
     write_atomically(out / DATA, json.dumps(ready.data.facts, indent=2) + "\n")
     reseed(spec.seed, 0)
     rows = TrainingRows(ready.train, spec.seed, spec.batch, spec.total_steps, spec.group)
-    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None)
+    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None, newest[0] if newest else None)
     use_cache = model.config.use_cache
     with StopOnSignal() as stop:
         guard = TaskGuard(spec, out, metrics, progress, stop, ready.identity, wall)

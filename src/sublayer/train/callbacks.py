@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -44,10 +45,14 @@ class MetricsFile:
     Args:
         path: the file.
         upto: of what is there, records up to this step stay and later ones go; None: the file starts empty.
+        checkpoint: folder that keeps a copy as of its step, whole as the checkpoint is; None, or one of an earlier
+            version without a copy: what is at ``path`` is taken up.
     """
 
-    def __init__(self, path: Path, upto: int | None) -> None:
-        kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
+    def __init__(self, path: Path, upto: int | None, checkpoint: Path | None = None) -> None:
+        copy = checkpoint / path.name if checkpoint is not None else path
+        before = read_metrics(copy if copy.exists() else path)
+        kept = [] if upto is None else [record for record in before if record["step"] <= upto]
         write_atomically(path, "".join(_line(record) for record in kept))
         self.path, self.last = path, {record["kind"]: record for record in kept}
 
@@ -225,6 +230,7 @@ class Guard(TrainerCallback):
         folder = self.folder / f"checkpoint-{state.global_step}"
         (folder / STATE).write_text(json.dumps(self.kept()), encoding="utf-8")
         self.metrics.sync()
+        shutil.copyfile(self.metrics.path, folder / self.metrics.path.name)
         checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
         checkpoint.rotate(self.folder, self.spec.keep)
 

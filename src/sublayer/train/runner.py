@@ -17,11 +17,7 @@ from sublayer.whole_files import write_atomically
 
 from .errors import TrainError
 from .frame import (
-    DATA,
-    LOG,
-    METRICS,
-    PROGRESS,
-    RESULT,
+    alone,
     claim,
     cores,
     cut_short,
@@ -31,6 +27,7 @@ from .frame import (
     machine,
     peak_memory_mb,
 )  # fmt: skip
+from .kept import DATA, LOG, METRICS, MODEL, PROGRESS, SPEC, conclude
 from .spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sublayer")
 
 
+@alone
 def run(
     spec: TrainSpec,
     out: Path | str,
@@ -98,7 +96,7 @@ def run(
     with logging_to(out / LOG):
         _log.info("%s: %s, %d steps of %d tokens", out.name, spec.design, spec.total_steps, spec.tokens_per_step)
         try:
-            weights = Path(model_dir) if model_dir else out / "model"
+            weights = Path(model_dir) if model_dir else out / MODEL
             _train(spec, out, row, measure, weights, progress, flops_per_token, build, wall)
         except KeyboardInterrupt:
             row.update(status="killed", reason="interrupted before the step was finished", signal=int(signal.SIGINT))
@@ -107,8 +105,7 @@ def run(
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    return row
+    return conclude(out, row)
 
 
 def _train(
@@ -187,7 +184,7 @@ def _train_on(
     if measure is not False:
         looks = _default_measure(held_out, spec) if measure is True else measure
 
-    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None)
+    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None, newest[0] if newest else None)
     with StopOnSignal() as stop:
         guard = Guard(spec, out, metrics, progress, stop, identity, extent, looks, wall)
         trainer = guard.trainer = GuardedTrainer(
@@ -239,6 +236,8 @@ def _default_measure(held_out: Any, spec: TrainSpec) -> Measure:
 
 def _save(model: PreTrainedModel, corpus: Corpus, spec: TrainSpec, folder: Path) -> None:
     """Final weights, configuration and tokenizer, as any Hugging Face model is kept."""
+    if folder.name == MODEL and (folder.parent / SPEC).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off while saving, or was damaged
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     for path in sorted(corpus.tokenizer.iterdir()):
