@@ -57,7 +57,7 @@ def alone(run: _Run[_P]) -> _Run[_P]:
         with folders.held(folders.make(folder, TrainError), TrainError, "on the run in"):
             return run(spec, out, *args, **kwargs)
 
-    return held  # type: ignore[return-value]  # the same, but for the names of the first two parameters
+    return held
 
 
 def cores() -> int:
