@@ -139,6 +139,22 @@ def test_a_spread_is_systematic_and_bounded() -> None:
     assert spread.seen == len(tokens)
 
 
+def test_a_spread_keeps_little_more_than_is_measured_in_the_end() -> None:
+    by_stream = {}
+    for size in (13, 1000, 50_000):  # the same tokens in batches of other sizes
+        spread = Spread(4096, hidden=64)
+        for begin in range(0, 50_000, size):
+            spread.add(torch.ones(min(size, 50_000 - begin), dtype=torch.bool))
+        by_stream[size] = (spread.stride, spread.kept)
+    ((stride, kept),) = set(by_stream.values())
+    assert kept < 4096
+    measured = -(-kept // stride_of(kept, 50_000, 64))
+    assert 64 <= measured <= kept <= 8 * measured
+    everything = Spread(4096)
+    everything.add(torch.ones(50_000, dtype=torch.bool))
+    assert stride_of(everything.kept, 50_000, 64) * everything.stride == stride_of(kept, 50_000, 64) * stride
+
+
 def test_the_sample_grows_with_the_text_and_shrinks_with_the_width() -> None:
     kept = [2048 // stride_of(2048, seen, 384) for seen in (4_000, 40_000, 400_000)]
     assert kept == sorted(kept)

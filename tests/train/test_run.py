@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -290,43 +289,10 @@ def test_other_data_under_the_same_name_is_refused(spec, texts, tmp_path):
 # -- runs that are lost ------------------------------------------------------------------------------------------------
 
 
-def poisoned(where):
-    """A model one of whose weights is not a number, or whose gradient is not."""
-
-    def build(spec, words):
-        model = build_model(spec, words)
-        layer = model.model.layers[1]
-        if where == "parameter":
-            with torch.no_grad():
-                layer.ffn.up_proj.weight[0, 0] = float("nan")
-        elif where == "forward":
-            layer.ffn.register_forward_hook(lambda module, given, out: out / 0)
-        else:
-            layer.ffn.down_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
-        return model
-
-    return build
-
-
-@pytest.mark.parametrize(("where", "what", "place"), [
-    ("gradient", "the gradient is (nan|inf) at step 1", "first gradient that is not finite: model.layers.1.ffn.down"),
-    ("parameter", "held-out text is nan after step 0", "first parameter that is not finite: model.layers.1.ffn.up"),
-    ("forward", "held-out text is nan after step 0", "first module whose output is not finite: model.layers.1.ffn$"),
-])  # fmt: skip
-def test_a_number_that_is_not_finite_ends_the_run(spec, tmp_path, where, what, place):
-    row = run(spec(), tmp_path / "run", measure=False, build=poisoned(where))
-    assert row["status"] == "diverged"
-    assert re.search(f"{what}; {place}", row["reason"]), row["reason"]
-    assert row["eval_loss"] is None
-    assert row["steps_done"] == 0
-    assert finished(tmp_path / "run") == row
-    assert not (tmp_path / "run" / "model").exists()
-
-
 def test_a_run_that_diverges_later_says_when_and_where(spec, tmp_path):
     row = run(spec(lr=1e25, warmup=0, clip=0, weight_decay=0.0), tmp_path / "run", measure=False)
     assert row["status"] == "diverged"
-    assert "at step 2; first module whose output is not finite: model." in row["reason"]
+    assert "at step 2; it began in the forward pass of layer 0, term attn: model.layers.0.attn" in row["reason"]
     assert row["steps_done"] == 1
     assert all(r["loss"] < 100 for r in records(tmp_path / "run"))
 

@@ -1,5 +1,6 @@
 """The command line: thin, and quick to start, since each command imports what it needs when it runs."""
 
+import signal
 import sys
 
 import click
@@ -13,6 +14,7 @@ from sublayer.cli.designs import designs, show
 from sublayer.cli.finetune import finetune
 from sublayer.cli.probe import probe
 from sublayer.cli.training import compare, train
+from sublayer.train.distributed import leave, refuse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,6 +33,7 @@ for command in (compare, train, finetune, convert, audit, diff, probe, show, des
 
 def main() -> None:
     """Run the command line. A user's mistake is one message on standard error and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -38,13 +41,18 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 2
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        why = error.__cause__ if isinstance(error, click.Abort) else error
+        number = getattr(why, "number", signal.SIGINT)  # of the signal, where the error knows it
         print("sublayer: interrupted; --resume goes on from what was saved", file=sys.stderr)
-        code = 130
+        code = 128 + number
+    except _Terminated as stop:
+        print("sublayer: stopped by SIGTERM; --resume goes on from what was saved", file=sys.stderr)
+        code = stop.code
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"sublayer: {error}", file=sys.stderr)
+        refuse(f"sublayer: {error}")
         code = 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough
@@ -52,7 +60,15 @@ def main() -> None:
     except OSError as error:
         print(f"sublayer: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came where nothing had to be saved first."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated(128 + number)
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -37,6 +37,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("--save-steps", int, "Steps between checkpoints; 0: only when told to stop.  [default: --eval-every]"),
     ("--threads", int, "Threads. Part of the result's last digits, so it is recorded.  [default: all cores]"),
+    ("--workers", int, "Processes that make batches ahead; no weight depends on it.  [default: 0]"),
     ("--device", click.Choice(["auto", "cpu"]), "auto takes a GPU if there is one."),
     ("--dtype", click.Choice(["float32", "bf16"]), "Arithmetic of the forward pass."),
     ("--attn-implementation", str, "sdpa or eager.  [default: sdpa]"),

@@ -1,5 +1,6 @@
 """`sublayer compare` and `sublayer train`: one set of options, since a run is a run of a study."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ _SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("--measure-every", int, "Steps between measurements at every +."),
     ("--save-steps", int, "Steps between checkpoints; 0: only when told to stop."),
     ("--threads", int, "Threads of a run. Part of the result's last digits, so it is recorded."),
+    ("--workers", int, "Processes that make batches ahead; no weight depends on it.  [default: 0]"),
     ("--device", click.Choice(["auto", "cpu"]), "auto takes a GPU if there is one."),
     ("--dtype", click.Choice(["float32", "bf16"]), "Arithmetic of the forward pass."),
     ("--compile", bool, "Compile the model."),
@@ -124,7 +126,12 @@ def compare(
     With --config a study made of parts (see docs/studies.md) is run as its file says.
     """
     from sublayer.compare import compare as run
+    from sublayer.train import distributed
 
+    if distributed.several():
+        raise distributed.NotGivenError(
+            "a study starts its own processes, and WORLD_SIZE is set; start it without torchrun"
+        )
     if config is not None and _is_program(config):
         given = [*designs, *(f"--{k}" for k, v in (settings | {"lr": lrs, "seeds": seeds}).items() if v)]
         _run_program(config, given, out, resume, jobs)
@@ -167,6 +174,11 @@ def compare(
     help="Folder of the run; the weights are OUT/model.safetensors.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["none", "ddp", "fsdp2"]),
+    help="How torchrun's processes share the run: each a copy of the model, or a part.  [default: ddp if several]",
+)
 @click.option("--no-measure", is_flag=True, help="Do not look inside the model.")
 @click.option(
     "--dry-run", "dry", is_flag=True, help="With --recipe: print memory a GPU, FLOPs and days; train nothing."
@@ -182,6 +194,7 @@ def train(
     recipe: str | None,
     out: Path | None,
     resume: bool,
+    parallel: str | None,
     no_measure: bool,
     dry: bool,
     gpus: int,
@@ -197,7 +210,7 @@ def train(
     one row a step on local text, at full width.
     """
     from sublayer.study import Plan
-    from sublayer.train import prepare
+    from sublayer.train import distributed, prepare
     from sublayer.train import run as run_one
 
     values = _read(config)
@@ -220,15 +233,24 @@ def train(
         design = values.pop("design")
     elif design is None:
         raise click.UsageError("give a DESIGN, or --recipe NAME")
+    parallel = parallel or values.pop("parallel", None)
+    if distributed.chosen(parallel) != "none":
+        # torch's C++ would warn in each process that all parameters are used, which is as it should be
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     seed, lr, size = values.pop("seed", 0), values.pop("lr", None), values.pop("size", "tiny")
     (planned,) = Plan.make([design], seeds=(seed,), lrs=() if lr is None else (lr,), size=size, **values).runs()
     spec = planned.spec
-    prepare(spec)  # data that cannot be read is refused before the folder is begun
-    row = run_one(spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr)
+    if not distributed.several():  # else the run does it, once for all processes
+        prepare(spec)  # data that cannot be read is refused before the folder is begun
+    row = run_one(
+        spec, out, resume=resume, measure=not no_measure, model_dir=out, progress=sys.stderr, parallel=parallel
+    )
     if row["status"] == "ok":
-        click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")
+        if distributed.speaks():
+            click.echo(f"held-out loss {row['eval_loss']:.4f} after {row['steps_done']} steps; model in {out}")
         return
-    click.echo(f"{row['status']}: {row['reason']}", err=True)
+    if distributed.speaks():
+        click.echo(f"{row['status']}: {row['reason']}", err=True)
     sys.exit({"diverged": 3, "failed": 1}.get(row["status"], 128 + (row.get("signal") or 9)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from sublayer.train.callbacks import Guard, MetricsFile, StopOnSignal
+from sublayer.train.callbacks import Guard, MetricsFile
+from sublayer.train.not_finite import first_bad
 from sublayer.train.progress import Progress
-from sublayer.train.trainer import Diverged, GuardedTrainer, first_bad
+from sublayer.train.stopping import StopOnSignal
+from sublayer.train.trainer import Diverged, GuardedTrainer
 
 from .metrics import Scores, score
 from .rows import Encoded, Padded, TrainingRows
@@ -91,7 +94,8 @@ class TaskTrainer(GuardedTrainer):
                 output = self.model(**batch)
             loss, logits = float(output.loss), output.logits.float()  # [batch, classes]
             if not math.isfinite(loss) or not bool(torch.isfinite(logits).all()):
-                step, where = self.state.global_step, first_bad(self.model, batch)
+                step, look = self.state.global_step, partial(self._only_look, batch)
+                where = first_bad(self.model, look)
                 raise Diverged(step, f"the loss on the dev set is {loss} after step {step}; {where}")
             total += loss * len(chosen)
             values = logits[:, 0] if regression else logits.argmax(dim=-1)
@@ -154,6 +158,8 @@ class TaskGuard(Guard):
             self.stopped_early = control.should_training_stop = True
             # a run that is killed from here on resumes before this step and comes to the same end
             control.should_save = False
+        else:
+            self._heed(control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the best weights into the checkpoint, so that its manifest covers them, and commit it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublayer.train.frame import (
+    DATA,
+    LOG,
+    METRICS,
+    PROGRESS,
     alone,
     begin,
+    conclude,
     cores,
     cut_short,
     examine,
     explain,
     go_through,
+    interrupted,
     logging_to,
     machine,
     peak_memory_mb,
     versions,
 )  # fmt: skip
-from sublayer.train.kept import DATA, LOG, METRICS, PROGRESS, conclude
+from sublayer.train.stopping import Interrupted, StopOnSignal
 from sublayer.whole_files import write_atomically
 
 from .data import TaskData, read
@@ -77,6 +82,24 @@ def run(
     require()
     task = task_of(spec.task)
     spec = spec.with_(threads=spec.threads or cores())
+    with StopOnSignal() as stop:
+        row = _run(spec, task, out, resume, stop, began, progress, command)
+        if stop.received is not None and row["status"] != "killed":
+            raise Interrupted(stop.received)  # it came when the work was done: whoever sent it is told all the same
+    return row
+
+
+def _run(
+    spec: FinetuneSpec,
+    task: Task,
+    out: Path,
+    resume: bool,
+    stop: StopOnSignal,
+    began: float,
+    progress: IO[str] | None,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """The row of a run, done now or before."""
     done = examine(spec, out, resume)
     data = read(task, spec.data)
     if done is not None:
@@ -96,15 +119,15 @@ def run(
         _log.info("%s: %s, %d steps of %d rows", out.name, task.title, ready.spec.total_steps, spec.batch)
         try:
             with machine(ready.spec):
-                _train(ready, out, row, progress, wall)
-        except KeyboardInterrupt:
-            row.update(status="killed", reason="interrupted before the step was finished", signal=int(signal.SIGINT))
+                _train(ready, out, row, progress, wall, stop)
+        except KeyboardInterrupt as error:
+            interrupted(row, error, out)
         except Exception as error:
-            explain(row, error)
+            explain(row, error, spec, out)
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    conclude(out, row, row["predictions"].values())
+    conclude(row, out, row["predictions"].values())
     _clean(row, out)
     return row
 
@@ -190,21 +213,23 @@ def _row(ready: _Ready, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _train(ready: _Ready, out: Path, row: dict[str, Any], stream: IO[str] | None, wall: Any) -> None:
+def _train(
+    ready: _Ready, out: Path, row: dict[str, Any], stream: IO[str] | None, wall: Any, stop: StopOnSignal
+) -> None:
     """The run itself; fills in `row`."""
     from sublayer.train.progress import Progress
 
     progress = Progress(ready.spec.total_steps, out / PROGRESS, stream, out.name)
     try:
-        _train_on(ready, out, row, progress, wall)
+        _train_on(ready, out, row, progress, wall, stop)
     finally:
         progress.phase(row["status"])
         progress.close()
 
 
-def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall: Any) -> None:
+def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall: Any, stop: StopOnSignal) -> None:
     from sublayer.train import checkpoint
-    from sublayer.train.callbacks import MetricsFile, StopOnSignal, reseed
+    from sublayer.train.callbacks import MetricsFile, reseed
 
     from .classifier import weights_sha256
     from .loop import TaskGuard, TaskTrainer, load_best
@@ -224,7 +249,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
     rows = TrainingRows(ready.train, spec.seed, spec.batch, spec.total_steps, spec.group)
     metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None, newest[0] if newest else None)
     use_cache = model.config.use_cache
-    with StopOnSignal() as stop:
+    with stop.patiently():
         guard = TaskGuard(spec, out, metrics, progress, stop, ready.identity, wall)
         pad = ready.classifier.tokenizer.pad_token_id
         trainer = guard.trainer = TaskTrainer(model, spec, ready.task, str(out), rows, ready.dev, guard, pad)
@@ -234,29 +259,29 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
             steps_done=step,
             train_loss=last["loss"] if last else None,
             seconds_per_step=round(guard.seconds / step, 5) if step else None,
-            data_order_sha256=trainer.order,
+            data_order_sha256=trainer.order_sha256(),
             best_step=guard.best_step,
             stopped_early=guard.stopped_early,
         )
         if step < spec.total_steps and not guard.stopped_early:
             cut_short(row, step, stop.received)
             return
-    row["eval_loss"] = metrics.last["eval"]["loss"]
-    if spec.weights == "best" and guard.best_step != step:
-        load_best(model, out)
-        row["eval_loss"] = next(r["loss"] for r in read_evaluations(out) if r["step"] == guard.best_step)
-        _score_again(trainer)
-    elif trainer.scored_step != step:  # resumed after the last evaluation
-        _score_again(trainer)
-    scores: Scores | None = trainer.scores
-    assert scores is not None
-    row.update(status="ok", weights_sha256=weights_sha256(model), **scores.to_dict())
-    row["predictions"] = _write_predictions(ready, trainer.predictions, out)
-    if spec.save_model:
-        model.config.use_cache = use_cache  # the Trainer turns it off, and it would be saved so
-        model.save_pretrained(out / "model")
-        ready.classifier.tokenizer.save_pretrained(out / "model")
-        row["model"] = "model"
+        row["eval_loss"] = metrics.last["eval"]["loss"]
+        if spec.weights == "best" and guard.best_step != step:
+            load_best(model, out)
+            row["eval_loss"] = next(r["loss"] for r in read_evaluations(out) if r["step"] == guard.best_step)
+            _score_again(trainer)
+        elif trainer.scored_step != step:  # resumed after the last evaluation
+            _score_again(trainer)
+        scores: Scores | None = trainer.scores
+        assert scores is not None
+        row.update(status="ok", weights_sha256=weights_sha256(model), **scores.to_dict())
+        row["predictions"] = _write_predictions(ready, trainer.predictions, out)
+        if spec.save_model:
+            model.config.use_cache = use_cache  # the Trainer turns it off, and it would be saved so
+            model.save_pretrained(out / "model")
+            ready.classifier.tokenizer.save_pretrained(out / "model")
+            row["model"] = "model"
 
 
 def read_evaluations(out: Path) -> list[dict[str, Any]]:

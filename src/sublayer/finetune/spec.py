@@ -50,11 +50,12 @@ class FinetuneSpec(Settings):
         save_steps: steps between checkpoints. None: as `eval_every`; 0: only when told to stop.
         save_model: keep the final weights as a checkpoint.
         threads: of this process. None: the cores it may use.
+        workers: processes that make batches ahead; 0: the run makes them itself. No weight depends on it.
     """
 
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
         # the checkpoint and the data are compared by their hashes, wherever they lie now
-        {"checkpoint", "data", "log_every", "save_steps", "keep", "save_model"}
+        {"checkpoint", "data", "log_every", "save_steps", "keep", "save_model", "workers"}
     )
     needed: ClassVar[Mapping[str, str]] = {
         "checkpoint": "fine-tuning needs a checkpoint: a folder or a Hub id",
@@ -93,6 +94,7 @@ class FinetuneSpec(Settings):
     # -- machine and keeping --------------------------------------------------------------------------------------
     attn_implementation: str = "sdpa"
     threads: int | None = None
+    workers: int = 0
     device: Literal["auto", "cpu"] = "auto"
     dtype: Literal["float32", "bf16"] = "float32"
     log_every: int = 10
@@ -103,6 +105,12 @@ class FinetuneSpec(Settings):
     def __post_init__(self) -> None:
         self.check_types()
         _check_values(self)
+
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is."""
+        length = f"--max-length {(self.max_length or LENGTH) // 2}"
+        fewer = f"--batch {self.batch // 2} or " if self.batch > 1 else ""
+        return f"a step has {self.batch} rows; give, in another folder, {fewer}{length}"
 
     def settled(self, rows: int) -> SettledSpec:
         """The same run with every number of steps filled in.
@@ -193,6 +201,7 @@ def _check_values(spec: FinetuneSpec) -> None:
         need(value is None or 0 <= value < 1 << 63, f"{name} must lie in [0, 2**63), got {value}")
     for name in ("lr", "warmup", "weight_decay", "clip"):
         need(getattr(spec, name) >= 0, f"{name} must not be negative, got {getattr(spec, name)}")
+    need(0 <= spec.workers <= 256, f"workers must lie between 0 and 256, got {spec.workers}")
     need(spec.epochs > 0, f"epochs must be positive, got {spec.epochs}")
     need(spec.eps > 0, f"eps must be positive, got {spec.eps}")
     need(

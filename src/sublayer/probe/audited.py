@@ -171,8 +171,8 @@ def ran(module: nn.Module, fed: Fed) -> Any:
 class _Run:
     """One pass over the batches."""
 
-    def __init__(self, reader: Reader, limit: int, heads: HeadWatch) -> None:
-        self.reader, self.limit, self.heads = reader, limit, heads
+    def __init__(self, reader: Reader, limit: int, cheap: bool, heads: HeadWatch) -> None:
+        self.reader, self.limit, self.cheap, self.heads = reader, limit, cheap, heads
         self.groups: dict[tuple[int, int], _Group] = {}
         self.of_key: dict[Key, set[tuple[int, int]]] = {}
         self.fed: Fed | None = None
@@ -208,7 +208,8 @@ class _Run:
         key = (stack, beside)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = _Group(Spread(self.limit), Kept(self.limit))
+            width = self.reader.found.stacks[stack].stack.width if self.cheap else None
+            group = self.groups[key] = _Group(Spread(self.limit, width), Kept(self.limit))
         if group.rows is None:
             real = fed.real(main, positions)
             if real is not None and tuple(real.shape) == (per_row, fed.rows) != (fed.rows, per_row):
@@ -255,7 +256,8 @@ def audited(
         bootstrap: given the row of each measured token, makes what resamples them.
     """
     heads = HeadWatch(attention_rows)
-    run = _Run(reader, limit if max_tokens is None else max_tokens, heads)
+    cheap = max_tokens is None
+    run = _Run(reader, limit if max_tokens is None else max_tokens, cheap, heads)
     listener = Listener(reader.plan, run.take, heads.look)
     feed = Feeder(reader.module)
     with untouched(reader.module), torch.no_grad():
@@ -263,7 +265,7 @@ def audited(
             run.batch(feed(batch), listener)
     if not run.texts:
         raise ProbeError("nothing to measure: batches is empty; give at least one batch")
-    captured = [_stack(reader, s, run, max_tokens is None, bootstrap) for s in range(len(reader.found.stacks))]
+    captured = [_stack(reader, s, run, bootstrap) for s in range(len(reader.found.stacks))]
     if not any(c.found and any(f.sums for f in c.found) for c in captured):
         reason = next((u["reason"] for c in captured for u in c.unmeasured), "no + has values that were found")
         raise ProbeError(f"no + of this model could be measured: {reason}")
@@ -274,7 +276,6 @@ def _stack(
     reader: Reader,
     s: int,
     run: _Run,
-    cheap: bool,
     bootstrap: Callable[[Tensor], Bootstrap] | None,
 ) -> Captured:
     located = reader.found.stacks[s]
@@ -286,7 +287,7 @@ def _stack(
     by = dict.fromkeys(run.groups, 1)
     resample: dict[Any, Bootstrap | None] = {}
     for key, group in run.groups.items():
-        if cheap and group.spread.kept:
+        if run.cheap and group.spread.kept:
             by[key] = stride_of(group.spread.kept, group.spread.seen, located.stack.width)
         texts = group.texts.rows(by[key])
         resample[key] = None if bootstrap is None else bootstrap(texts)

@@ -138,7 +138,8 @@ def tapped(
     """
     base = _base(model)
     attention = AttentionWatch(attention_rows)
-    spread = Spread(limit if max_tokens is None else max_tokens)
+    width = base.config.hidden_size
+    spread = Spread(limit, width) if max_tokens is None else Spread(max_tokens)
     watchers = _watchers(base, True, spread.limit)
     rows = Kept(spread.limit)
     count = 0
@@ -157,7 +158,7 @@ def tapped(
                 base(**batch, use_cache=False)
     if not spread.kept:
         raise ProbeError(f"nothing to measure: {spread.seen} tokens that are no padding in the batches; give some")
-    by = stride_of(spread.kept, spread.seen, base.config.hidden_size) if max_tokens is None else 1
+    by = stride_of(spread.kept, spread.seen, width) if max_tokens is None else 1
     texts = rows.rows(by)
     resample = None if bootstrap is None else bootstrap(texts)
     for watcher in watchers:

@@ -151,16 +151,14 @@ def _finish(child: _Child, study: Path) -> dict[str, Any]:
     row = read_row(study, child.run)
     if row is not None:
         return row
-    code = child.process.returncode or 0
+    code, spec = child.process.returncode or 0, child.run.spec
     if code < 0:
         name = signal.Signals(-code).name
-        hint = (
-            "; the system may have been out of memory: use a smaller batch or fewer jobs" if name == "SIGKILL" else ""
-        )
+        hint = f"; the system may have been out of memory: give fewer --jobs; {spec.less_memory()}"
+        hint = hint if name == "SIGKILL" else ""
         status, reason = "killed", f"killed by {name}{hint}"
     else:
         status, reason = "failed", _last_line(run_folder(study, child.run) / "output.txt") or f"exit status {code}"
-    spec = child.run.spec
     row = {
         "id": child.run.id,
         "design": spec.design,

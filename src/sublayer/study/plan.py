@@ -97,9 +97,9 @@ class Plan:
             raise StudyError(f"learning rates are numbers that differ, got {list(lrs)}")
         base = TrainSpec.sized(size, design=str(chosen[0][0]), seed=seeds[0], **settings)
         if settings.get("measure_every") is None and settings.get("eval_every") is None:
-            # About eight evaluations and four measurements a run.
-            steps = base.total_steps
-            base = base.with_(eval_every=max(1, steps // 8), measure_every=max(1, steps // 4))
+            # At the start, at each quarter and at the end: looking on stays a small part of a run.
+            quarter = -(-base.total_steps // 4)
+            base = base.with_(eval_every=quarter, measure_every=quarter)
         plan = cls(_with_ids(chosen), base, tuple(lrs) or (base.lr,), tuple(seeds))
         plan.runs()  # every setting is checked before anything starts
         for planned in plan.designs:

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from .distributed import refuse, speaks
 from .errors import TrainError
 from .spec import TrainSpec
 
@@ -42,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             flops_per_token=given.flops_per_token,
         )
     except TrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        refuse(f"error: {error}")
         return 2
-    if row["status"] != "ok":
+    if row["status"] != "ok" and speaks():
         print(f"{row['status']}: {row['reason']}", file=sys.stderr)
     codes = {"ok": 0, "diverged": 3, "failed": 1, "killed": 128 + (row["signal"] or 9)}
     return codes[row["status"]]

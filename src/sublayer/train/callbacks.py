@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: reseeding, records, measuring, checkpoints, and stopping on a signal."""
+"""What happens around the steps of a run: reseeding, records, measuring, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 import os
 import random
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from sublayer.whole_files import write_atomically
 from . import checkpoint
 from .progress import Progress
 from .settings import Loop
+from .stopping import StopOnSignal
 from .trainer import GuardedTrainer
 
 STATE = "sublayer_state.json"  # of a checkpoint: what this package keeps beside the Trainer's own state
@@ -43,29 +41,33 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, flushed at once, never a NaN.
 
     Args:
-        path: the file.
+        path: the file; None keeps only the last record of each kind, as the processes do that write none.
         upto: of what is there, records up to this step stay and later ones go; None: the file starts empty.
         checkpoint: folder that keeps a copy as of its step, whole as the checkpoint is; None, or one of an earlier
             version without a copy: what is at ``path`` is taken up.
     """
 
-    def __init__(self, path: Path, upto: int | None, checkpoint: Path | None = None) -> None:
-        copy = checkpoint / path.name if checkpoint is not None else path
-        before = read_metrics(copy if copy.exists() else path)
-        kept = [] if upto is None else [record for record in before if record["step"] <= upto]
-        write_atomically(path, "".join(_line(record) for record in kept))
+    def __init__(self, path: Path | None, upto: int | None, checkpoint: Path | None = None) -> None:
+        kept = []
+        if path is not None:
+            copy = checkpoint / path.name if checkpoint is not None else path
+            before = read_metrics(copy if copy.exists() else path)
+            kept = [] if upto is None else [record for record in before if record["step"] <= upto]
+            write_atomically(path, "".join(_line(record) for record in kept))
         self.path, self.last = path, {record["kind"]: record for record in kept}
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(_line(record))
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(_line(record))
         self.last[record["kind"]] = record
 
     def sync(self) -> None:
         """Put what was written on the disk, so that no checkpoint is newer than its records."""
-        with open(self.path, "rb") as stream:
-            os.fsync(stream.fileno())
+        if self.path is not None:
+            with open(self.path, "rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -82,29 +84,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return records
-
-
-class StopOnSignal:
-    """While entered, the first SIGTERM or SIGINT is noted for the run to stop at the end of its step; a second SIGINT
-    interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Guard(TrainerCallback):
@@ -172,7 +151,7 @@ class Guard(TrainerCallback):
         elif step == 1 and self.measure is not None:
             # of the weights as they were drawn: how the gradient begins, layer by layer
             self.metrics.write({"kind": "gradients", "step": 1, "layers": self._of_trainer().layer_gradients})
-        last, stopping = step >= spec.total_steps, self.stop.received is not None
+        last, stopping = step >= spec.total_steps, self._stopping()
         control.should_log = step == 1 or step % spec.log_every == 0 or last or stopping
         control.should_evaluate = last or (spec.eval_every > 0 and step % spec.eval_every == 0)
         control.should_save = stopping or (spec.save_steps > 0 and step % spec.save_steps == 0 and not last)
@@ -198,6 +177,17 @@ class Guard(TrainerCallback):
     ) -> None:
         """Write an evaluation record."""
         self._record("eval", state.global_step, loss=metrics["eval_loss"])
+        self._heed(control)
+
+    def _heed(self, control: TrainerControl) -> None:
+        """A signal came while the run looked at its model: what the last step made is saved, and no other begins."""
+        if self._stopping():
+            control.should_save = control.should_training_stop = True
+
+    def _stopping(self) -> bool:
+        """A signal may reach the processes at different steps, or only some of them: they stop together."""
+        self.stop.received = self._of_trainer().team.most(self.stop.received or 0) or None
+        return self.stop.received is not None
 
     def _record(self, kind: str, step: int, **values: Any) -> None:
         self.metrics.write({"kind": kind, "step": step, **values, **self.extent(step)})
@@ -209,8 +199,9 @@ class Guard(TrainerCallback):
     def _measure_now(self, step: int) -> None:
         if self.measure is None:
             return
-        trainer = self._of_trainer()
-        record = self.measure(trainer.model, step)
+        trainer, look = self._of_trainer(), self.measure
+        with trainer.whole() as model:  # the first process looks, while the others wait
+            record = trainer.team.tell(lambda: look(model, step))
         for layer in record.get("layers", []):
             layer["gradient_norm"] = trainer.layer_gradients.get(layer["layer"])
         self.metrics.write({"kind": "measure", **record, "step": step})
@@ -227,16 +218,23 @@ class Guard(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commit the checkpoint that the Trainer has written, then rotate."""
-        folder = self.folder / f"checkpoint-{state.global_step}"
-        (folder / STATE).write_text(json.dumps(self.kept()), encoding="utf-8")
-        self.metrics.sync()
-        shutil.copyfile(self.metrics.path, folder / self.metrics.path.name)
-        checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
-        checkpoint.rotate(self.folder, self.spec.keep)
+        folder, team = self.folder / f"checkpoint-{state.global_step}", self._of_trainer().team
+        kept = self.kept()
+
+        def commit() -> None:
+            (folder / STATE).write_text(json.dumps(kept), encoding="utf-8")
+            self.metrics.sync()
+            if self.metrics.path is not None:
+                shutil.copyfile(self.metrics.path, folder / self.metrics.path.name)
+            checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
+            checkpoint.rotate(self.folder, self.spec.keep)
+
+        team.wait()  # until each process has written its part
+        team.tell(commit)
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the Trainer's own state."""
-        return {"seconds": self.seconds, "order": self._of_trainer().order, "seed": self.spec.seed}
+        return {"seconds": self.seconds, "order": self._of_trainer().order_sha256(), "seed": self.spec.seed}
 
     def restore(self, folder: Path) -> None:
         """Take up what a checkpoint kept."""
@@ -244,4 +242,5 @@ class Guard(TrainerCallback):
 
     def take_up(self, own: dict[str, Any], folder: Path) -> None:
         """The counts that `kept` gave, and whatever else lies in the checkpoint's folder."""
-        self.seconds, self._of_trainer().order = own["seconds"], own["order"]
+        self.seconds = own["seconds"]
+        self._of_trainer().take_up_order(own["order"])

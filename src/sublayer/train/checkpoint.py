@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sublayer.whole_files import write_atomically
+from sublayer.whole_files import sync_folder, write_atomically
 
 from .errors import TrainError
 
@@ -33,11 +33,12 @@ def commit(folder: Path, facts: dict[str, Any]) -> None:
         facts: kept in the manifest and given back by `verify` (step, hash of the settings).
     """
     files: dict[str, str] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
-        with open(path, "rb") as stream:
+    for name in sorted(_names(folder)):
+        with open(folder / name, "rb") as stream:
             os.fsync(stream.fileno())
-            files[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_atomically(folder / MANIFEST, json.dumps(_signed({"schema": SCHEMA, **facts, "files": files}), indent=2))
+            files[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_atomically(folder / MANIFEST, _written(_signed({"schema": SCHEMA, **facts, "files": files})))
+    sync_folder(folder.parent)  # before an older one is removed
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -47,19 +48,25 @@ def verify(folder: Path) -> dict[str, Any]:
         TrainError: what is wrong with it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainError(f"{folder} has no readable {MANIFEST} ({error})") from None
-    if not isinstance(manifest, dict) or manifest != _signed(manifest) or manifest.get("schema") != SCHEMA:
+    # the text itself is compared: other white space would be the same JSON, and no text that was written
+    if not isinstance(manifest, dict) or text != _written(_signed(manifest)) or manifest.get("schema") != SCHEMA:
         raise TrainError(f"{folder / MANIFEST} does not match its own hash")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    found = _names(folder)
     if found != set(manifest["files"]):
         odd = ", ".join(sorted(found ^ set(manifest["files"])))
         raise TrainError(f"{folder} does not hold the files that its manifest lists (differing: {odd})")
     for name, expected in manifest["files"].items():
-        with open(folder / name, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise TrainError(f"{folder / name} does not match its hash")
+        try:
+            with open(folder / name, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise TrainError(f"{folder / name} cannot be read ({error.strerror or error})") from None
+        if digest != expected:
+            raise TrainError(f"{folder / name} does not match its hash")
     return manifest
 
 
@@ -75,6 +82,7 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]] | None:
     A folder without a manifest was never finished and is removed. One whose manifest does not match is moved to
     `damaged-checkpoint-<step>`, so that it can be looked at, and the one before it is taken.
     """
+    damaged = 0
     for step, folder in steps(out):
         if not (folder / MANIFEST).exists():
             _log.info("%s was not finished: removed", folder)
@@ -86,7 +94,17 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]] | None:
             aside = next(p for n in range(1, 1000) if not (p := out / f"damaged-checkpoint-{step}-{n}").exists())
             folder.rename(aside)
             _log.warning("checkpoint of step %d is damaged (%s): moved to %s", step, error, aside)
+            damaged += 1
+    if damaged:
+        _log.warning("no checkpoint is whole (%d damaged): the run begins again", damaged)
     return None
+
+
+def sweep(out: Path) -> None:
+    """Remove the folders that were never finished."""
+    for _, folder in steps(out):
+        if not (folder / MANIFEST).exists():
+            shutil.rmtree(folder)
 
 
 def rotate(out: Path, keep: int) -> None:
@@ -94,6 +112,16 @@ def rotate(out: Path, keep: int) -> None:
     for _, folder in steps(out)[keep:]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
+
+
+def _names(folder: Path) -> set[str]:
+    """Everything in a checkpoint but its manifest and its folders; a link counts as what it is, wherever it points."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found} - {MANIFEST}
+
+
+def _written(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2)
 
 
 def _signed(manifest: dict[str, Any]) -> dict[str, Any]:

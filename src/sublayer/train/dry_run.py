@@ -142,6 +142,11 @@ class DryRun:
         return "\n".join(lines)
 
 
+def priced_settings(spec: TrainSpec) -> dict[str, Any]:
+    """The settings of a run's model that `sublayer.cost` takes."""
+    return {name: value for name, value in spec.model_settings().items() if name in _PRICED}
+
+
 def dry_run(recipe: Recipe, spec: TrainSpec, machine: Machine, phases: tuple[Phase, ...] | None = None) -> DryRun:
     """What a training takes.
 
@@ -167,10 +172,10 @@ def dry_run(recipe: Recipe, spec: TrainSpec, machine: Machine, phases: tuple[Pha
     longest = max(phase.seq for phase in stretches)
 
     def priced(seq: int, checkpointing: bool = False) -> Cost:
-        shape = {name: value for name, value in spec.model_settings().items() if name in _PRICED}
         return cost(
-            shape, batch=rows, seq=seq, dtype=spec.dtype, device="cuda", packed=True, checkpointing=checkpointing,
-            accumulation=max(2, passes), attention="eager" if spec.attn_implementation == "eager" else "sdpa",
+            priced_settings(spec), batch=rows, seq=seq, dtype=spec.dtype, device="cuda", packed=True,
+            checkpointing=checkpointing, accumulation=max(2, passes),
+            attention="eager" if spec.attn_implementation == "eager" else "sdpa",
         )  # fmt: skip
 
     prices = {phase.seq: priced(phase.seq) for phase in stretches}

@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -22,10 +22,16 @@ from typing import Any, Concatenate, ParamSpec
 import sublayer
 from sublayer import folders, signed
 
-from . import kept
+from . import checkpoint, kept, remedies
 from .errors import TrainError
-from .kept import RESULT, SPEC
+from .kept import DATA as DATA
+from .kept import LOG as LOG
+from .kept import METRICS as METRICS
+from .kept import PROGRESS as PROGRESS
+from .kept import RESULT
+from .kept import SPEC as SPEC
 from .settings import Loop, Settings
+from .stopping import Interrupted
 
 #: A run with one of these has nothing left to do.
 DONE = frozenset({"ok", "diverged"})
@@ -145,25 +151,48 @@ def _never_began(out: Path) -> bool:
     return failed and not any(out.glob("checkpoint-*"))
 
 
-def explain(row: dict[str, Any], error: Exception) -> None:
-    """Put what went wrong into the row, and its traceback into the log."""
-    import torch
+def interrupted(row: dict[str, Any], error: KeyboardInterrupt, out: Path) -> None:
+    """Put into the row that a signal ended the run where it had no step to finish."""
+    number = error.number if isinstance(error, Interrupted) else int(signal.SIGINT)
+    kept = next((path.name for _, path in checkpoint.steps(out)), None)
+    then = f"goes on from {kept}" if kept else "begins again, since no checkpoint was made"
+    reason = f"stopped by {signal.Signals(number).name} before a step was finished; --resume {then}"
+    row.update(status="killed", reason=reason, signal=number, eval_loss=None)
 
+
+def explain(row: dict[str, Any], error: Exception, spec: Settings, out: Path) -> None:
+    """Put what went wrong and what to do into the row, and its traceback into the log."""
     from .trainer import Diverged
 
     if isinstance(error, Diverged):
         row.update(status="diverged", reason=error.reason, steps_done=max(0, error.step - 1), eval_loss=None)
         return
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        reason = f"out of memory: {_first_line(error)}; use a smaller batch, with accumulation where the run has it"
-        row.update(status="killed", reason=reason)
-    elif isinstance(error, TrainError):
+    row["eval_loss"] = None
+    if isinstance(error, TrainError):
         row.update(status="failed", reason=str(error))
         return
+    if remedies.no_memory(error):
+        row.update(status="killed", reason=f"out of memory: {_first_line(error)}; {spec.less_memory()}")
+    elif remedies.no_space(error):
+        with contextlib.suppress(OSError):
+            checkpoint.sweep(out)  # half a checkpoint is of no use, and holds the space that is wanted
+        row.update(status="failed", reason=f"a file could not be written ({_first_line(error)}): "
+                   + remedies.more_space(out))  # fmt: skip
     else:
         row.update(status="failed", reason=f"{type(error).__name__}: {_first_line(error)}")
-    row["eval_loss"] = None
     _log.error("%s", "".join(traceback.format_exception(error)))
+
+
+def conclude(row: dict[str, Any], out: Path, more: Iterable[str] = ()) -> None:
+    """Write `run.json`, the proof that a run ended. If it cannot be written the row says so: nothing proves it then.
+    ``more`` names files of the result beside those that every run has."""
+    try:
+        kept.write_row(row, out, more)
+    except OSError as error:
+        # it may be in place all the same, where only the folder could not be put on the disk; then it is believed
+        if row["status"] not in ("failed", "killed") and finished(out) != row:
+            reason = f"{RESULT} could not be written ({error.strerror or error}): {remedies.more_space(out)}"
+            row.update(status="failed", reason=reason, eval_loss=None)
 
 
 def _first_line(error: Exception) -> str:
@@ -195,11 +224,26 @@ def machine(spec: Loop) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written ends no run, and shows no traceback; what matters is written elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the line go."""
+
+    def close(self) -> None:
+        """Let the rest go."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write what this package and transformers log to a file, with times; warnings also to standard error."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        handler: logging.Handler = _LogFile(path, encoding="utf-8")
+    except OSError:
+        handler = logging.NullHandler()  # what the run writes next says that nothing can be written
     handler.setFormatter(form)
     loggers = [logging.getLogger("sublayer"), logging.getLogger("transformers")]
     levels = [one.level for one in loggers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,12 +17,12 @@ class Progress:
 
     Args:
         total: steps of the run.
-        path: `progress.json`, replaced whole each time: step, total, loss, seconds, eta_seconds, phase.
+        path: `progress.json`, replaced whole each time: step, total, loss, seconds, eta_seconds, phase. None: no file.
         stream: where a person looks; None shows nothing.
         label: what the run is called there.
     """
 
-    def __init__(self, total: int, path: Path, stream: IO[str] | None = None, label: str = "") -> None:
+    def __init__(self, total: int, path: Path | None, stream: IO[str] | None = None, label: str = "") -> None:
         self._total, self._path, self._stream, self._label = total, path, stream, label
         self._terminal = stream is not None and stream.isatty()
         self._began = time.monotonic()
@@ -75,9 +76,13 @@ class Progress:
 
     def _write(self, now: float) -> None:
         self._written = now
+        if self._path is None:
+            return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({**self._facts, "seconds": round(now - self._began, 1)}), encoding="utf-8")
-        os.replace(temporary, self._path)
+        # nothing hangs on this file, so a full disk must not end the run here; it is written again soon
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({**self._facts, "seconds": round(now - self._began, 1)}), encoding="utf-8")
+            os.replace(temporary, self._path)
 
 
 def _clock(seconds: float) -> str:

@@ -51,6 +51,8 @@ class Loop(Protocol):
     @property
     def threads(self) -> int | None: ...
     @property
+    def workers(self) -> int: ...
+    @property
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
@@ -145,6 +147,10 @@ class Settings:
             ) from None
         except OSError as error:
             raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
+
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is."""
+        return "give a smaller batch"
 
     def differences(self, other: Settings) -> list[str]:
         """Settings in which two runs would train different weights, as `name: mine -> other`."""

@@ -22,7 +22,7 @@ Objective = Literal["mlm", "clm"]
 #: weights are the same whatever the number of cores.
 _SHAPE = "layers hidden heads ffn seq batch vocab_size steps lr eval_rows initializer_range threads".split()
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 300, 2e-3, 128, 0.05, 1), strict=True)),
+    "tiny": dict(zip(_SHAPE, (4, 128, 4, 512, 128, 8, 4096, 300, 2e-3, 64, 0.05, 1), strict=True)),
     "small": dict(zip(_SHAPE, (6, 256, 8, 1024, 256, 32, 8192, 2000, 1e-3, 256, 0.03, None), strict=True)),
     "base": dict(zip(_SHAPE, (12, 768, 12, 3072, 512, 32, 32768, 10000, 6e-4, 512, 0.02, None), strict=True)),
     "large": dict(zip(_SHAPE, (24, 1024, 16, 4096, 512, 32, 32768, 20000, 3e-4, 512, 0.02, None), strict=True)),
@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 #: Settings that may differ between a checkpoint and the run that resumes from it: none of them changes a weight.
 FREE_ON_RESUME = frozenset(
-    {"eval_every", "measure_every", "measure_rows", "log_every", "save_steps", "keep", "report_to", "cache"}
+    {"eval_every", "measure_every", "measure_rows", "log_every", "save_steps", "keep", "report_to", "cache", "workers"}
 )
 
 
@@ -88,6 +88,7 @@ class TrainSpec(Settings):
     seed: int = 0
     # -- machine --------------------------------------------------------------------------------------------------
     threads: int | None = None  # None: the cores this process may use
+    workers: int = 0  # processes that make batches ahead; 0: the run makes them itself
     device: Literal["auto", "cpu"] = "auto"
     dtype: Literal["float32", "bf16"] = "float32"
     compile: bool = False
@@ -157,6 +158,12 @@ class TrainSpec(Settings):
             **self.model_options,
         }
 
+    def less_memory(self) -> str:
+        """What to change where a step took more memory than there is, with the memory of each way."""
+        from .remedies import less_memory
+
+        return less_memory(self)
+
     # -- making, reading, writing -------------------------------------------------------------------------------
 
     @classmethod
@@ -184,6 +191,7 @@ def _check_values(spec: TrainSpec) -> None:
         need(0 <= getattr(spec, name) < 1 << 63, f"{name} must lie in [0, 2**63), got {getattr(spec, name)}")
     for name in ("weight_decay", "clip", "warmup", "lr"):
         need(getattr(spec, name) >= 0, f"{name} must not be negative, got {getattr(spec, name)}")
+    need(0 <= spec.workers <= 256, f"workers must lie between 0 and 256, got {spec.workers}")
     near = max(1, round(spec.hidden / spec.heads)) * spec.heads
     need(
         spec.hidden % spec.heads == 0 or "head_dim" in spec.model_options,
