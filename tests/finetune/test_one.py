@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from sublayer import signed
 from sublayer.finetune import FinetuneError, FinetuneSpec, read, rescore, run, task_of
 from sublayer.finetune.loop import BEST, TaskGuard
 from sublayer.train import TrainError, checkpoint, finished
@@ -62,7 +63,7 @@ def plain(spec: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 def test_the_row_and_the_files(plain: tuple[Path, dict[str, Any]], glue: Path) -> None:
     out, row = plain
     assert row["status"] == "ok", row["reason"]
-    assert json.loads((out / "run.json").read_text()) == row == finished(out)
+    assert signed.read(out / "run.json") == row == finished(out)
     assert row["steps_done"] == row["total_steps"] == 12
     assert (row["weights"], row["threads"], row["device"]) == ("last", 1, "cpu")
     assert row["command"] == ["a", "command"]

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from sublayer import signed
 from sublayer.train import TrainError, checkpoint, finished, run
 from sublayer.train.build import build as build_model
 from sublayer.train.build import flops_per_token, kinds, weights_sha256
@@ -49,7 +50,7 @@ def plain(spec, tmp_path_factory):
 def test_the_row_and_the_files(plain, spec):
     out, row = plain
     assert row["status"] == "ok", row["reason"]
-    assert json.loads((out / "run.json").read_text()) == row == finished(out)
+    assert signed.read(out / "run.json") == row == finished(out)
     assert row["steps_done"] == 8
     assert 0 < row["eval_loss"] < 10
     assert row["tokens_per_second"] > 0

@@ -19,6 +19,7 @@ from sublayer.train.frame import (
     LOG,
     METRICS,
     PROGRESS,
+    alone,
     begin,
     conclude,
     cores,
@@ -45,6 +46,7 @@ SCHEMA = "sublayer.finetune.run/1"
 _log = logging.getLogger("sublayer")
 
 
+@alone
 def run(
     spec: FinetuneSpec,
     out: Path | str,
@@ -125,7 +127,7 @@ def _run(
         row["seconds"] = round(wall(), 3)
         row["peak_memory_mb"] = peak_memory_mb()
         _log.info("%s: %s%s", out.name, row["status"], f" ({row['reason']})" if row["reason"] else "")
-    conclude(row, out)
+    conclude(row, out, row["predictions"].values())
     _clean(row, out)
     return row
 
@@ -245,7 +247,7 @@ def _train_on(ready: _Ready, out: Path, row: dict[str, Any], progress: Any, wall
     write_atomically(out / DATA, json.dumps(ready.data.facts, indent=2) + "\n")
     reseed(spec.seed, 0)
     rows = TrainingRows(ready.train, spec.seed, spec.batch, spec.total_steps, spec.group)
-    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None)
+    metrics = MetricsFile(out / METRICS, newest[1]["step"] if newest else None, newest[0] if newest else None)
     use_cache = model.config.use_cache
     with stop.patiently():
         guard = TaskGuard(spec, out, metrics, progress, stop, ready.identity, wall)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +43,16 @@ class MetricsFile:
     Args:
         path: the file; None keeps only the last record of each kind, as the processes do that write none.
         upto: of what is there, records up to this step stay and later ones go; None: the file starts empty.
+        checkpoint: folder that keeps a copy as of its step, whole as the checkpoint is; None, or one of an earlier
+            version without a copy: what is at ``path`` is taken up.
     """
 
-    def __init__(self, path: Path | None, upto: int | None) -> None:
+    def __init__(self, path: Path | None, upto: int | None, checkpoint: Path | None = None) -> None:
         kept = []
         if path is not None:
-            kept = [] if upto is None else [record for record in read_metrics(path) if record["step"] <= upto]
+            copy = checkpoint / path.name if checkpoint is not None else path
+            before = read_metrics(copy if copy.exists() else path)
+            kept = [] if upto is None else [record for record in before if record["step"] <= upto]
             write_atomically(path, "".join(_line(record) for record in kept))
         self.path, self.last = path, {record["kind"]: record for record in kept}
 
@@ -219,6 +224,8 @@ class Guard(TrainerCallback):
         def commit() -> None:
             (folder / STATE).write_text(json.dumps(kept), encoding="utf-8")
             self.metrics.sync()
+            if self.metrics.path is not None:
+                shutil.copyfile(self.metrics.path, folder / self.metrics.path.name)
             checkpoint.commit(folder, {"step": state.global_step, "seconds": round(self.wall(), 3), **self.facts})
             checkpoint.rotate(self.folder, self.spec.keep)
 

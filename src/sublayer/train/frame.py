@@ -7,40 +7,63 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import functools
 import logging
 import os
 import platform
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import sublayer
-from sublayer.whole_files import write_atomically
+from sublayer import folders, signed
 
-from . import checkpoint, remedies
+from . import checkpoint, kept, remedies
 from .errors import TrainError
+from .kept import DATA as DATA
+from .kept import LOG as LOG
+from .kept import METRICS as METRICS
+from .kept import PROGRESS as PROGRESS
+from .kept import RESULT
+from .kept import SPEC as SPEC
 from .settings import Loop, Settings
 from .stopping import Interrupted
 
-SPEC, DATA, RESULT = "spec.json", "data.json", "run.json"
-METRICS, PROGRESS, LOG = "metrics.jsonl", "progress.json", "log.txt"
 #: A run with one of these has nothing left to do.
 DONE = frozenset({"ok", "diverged"})
 _log = logging.getLogger("sublayer")
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """The row of a run that is done (`ok` or `diverged`), or None. `run.json` is written last, so it is the proof."""
-    try:
-        row = json.loads((Path(out) / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and row.get("status") in DONE else None
+    """The row of a run that is done (`ok` or `diverged`), or None. `run.json` is written last, so it is the proof, and
+    every file that it lists is as it was then."""
+    row, problem = kept.read_row(Path(out))
+    return row if row is not None and problem is None and row.get("status") in DONE else None
+
+
+_P = ParamSpec("_P")
+_Run = Callable[Concatenate[Any, "Path | str", _P], dict[str, Any]]
+
+
+def alone(run: _Run[_P]) -> _Run[_P]:
+    """A function of settings and a folder that works in that folder while no other process does. Of several processes
+    that train one model together (`$RANK`), the first holds the folder for all."""
+
+    @functools.wraps(run)
+    def held(spec: Any, out: Path | str, /, *args: _P.args, **kwargs: _P.kwargs) -> dict[str, Any]:
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise TrainError(f"{folder} is a file; give a folder for the run")
+        if os.environ.get("RANK", "0") != "0":
+            return run(spec, out, *args, **kwargs)
+        with folders.held(folders.make(folder, TrainError), TrainError, "on the run in"):
+            return run(spec, out, *args, **kwargs)
+
+    return held
 
 
 def cores() -> int:
@@ -85,13 +108,16 @@ def claim(spec: Settings, out: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def examine(spec: Settings, out: Path, resume: bool) -> dict[str, Any] | None:
-    """The row of a run that `out` holds and that is done, or None when there is work. Nothing is written.
+    """The row of a run that `out` holds and that is done, or None when there is work. To go on, what is damaged is set
+    aside; nothing else is written.
 
     Raises:
         TrainError: `out` holds another run, or an unfinished one and `resume` is False.
     """
     if out.exists() and not out.is_dir():
         raise TrainError(f"{out} is a file; give a folder for the run")
+    if resume:
+        kept.set_aside(out)
     if not (out / SPEC).exists() or _never_began(out):
         return None
     if not resume:
@@ -113,18 +139,15 @@ def begin(spec: Settings, out: Path) -> None:
     (out / RESULT).unlink(missing_ok=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / SPEC, spec.to_json())
+        signed.write(out / SPEC, spec.to_dict())
     except OSError as error:
         raise TrainError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
 
 
 def _never_began(out: Path) -> bool:
     """Whether the folder's run failed before its first step, so that nothing is lost by beginning another there."""
-    try:
-        row = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    failed = isinstance(row, dict) and row.get("status") == "failed" and row.get("steps_done") == 0
+    row, _ = kept.read_row(out, files=False)
+    failed = row is not None and row.get("status") == "failed" and row.get("steps_done") == 0
     return failed and not any(out.glob("checkpoint-*"))
 
 
@@ -160,10 +183,11 @@ def explain(row: dict[str, Any], error: Exception, spec: Settings, out: Path) ->
     _log.error("%s", "".join(traceback.format_exception(error)))
 
 
-def conclude(row: dict[str, Any], out: Path) -> None:
-    """Write `run.json`, the proof that a run ended. If it cannot be written the row says so: nothing proves it then."""
+def conclude(row: dict[str, Any], out: Path, more: Iterable[str] = ()) -> None:
+    """Write `run.json`, the proof that a run ended. If it cannot be written the row says so: nothing proves it then.
+    ``more`` names files of the result beside those that every run has."""
     try:
-        write_atomically(out / RESULT, json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        kept.write_row(row, out, more)
     except OSError as error:
         # it may be in place all the same, where only the folder could not be put on the disk; then it is believed
         if row["status"] not in ("failed", "killed") and finished(out) != row:

@@ -24,6 +24,7 @@ from .frame import (
     METRICS,
     PROGRESS,
     SPEC,
+    alone,
     claim,
     conclude,
     cores,
@@ -35,6 +36,7 @@ from .frame import (
     machine,
     peak_memory_mb,
 )  # fmt: skip
+from .kept import MODEL
 from .spec import TrainSpec
 from .stopping import Interrupted, StopOnSignal
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sublayer")
 
 
+@alone
 def run(
     spec: TrainSpec,
     out: Path | str,
@@ -143,7 +146,7 @@ def _run(
     with logging_to(out / LOG) if team.leads else contextlib.nullcontext():
         _log.info("%s: %s, %d steps of %d tokens", out.name, spec.design, spec.total_steps, spec.tokens_per_step)
         try:
-            weights = Path(model_dir) if model_dir else out / "model"
+            weights = Path(model_dir) if model_dir else out / MODEL
             _train(spec, out, row, measure, weights, progress, flops, build, wall, stop, team)
             together = True
         except KeyboardInterrupt as error:
@@ -264,7 +267,9 @@ def _train_on(
     if measure is not False:
         looks = _default_measure(held_out, spec) if measure is True else measure
 
-    metrics = MetricsFile(out / METRICS if team.leads else None, newest[1]["step"] if newest else None)
+    metrics = MetricsFile(
+        out / METRICS if team.leads else None, *((newest[1]["step"], newest[0]) if newest else (None,))
+    )
     with stop.patiently():
         guard = Guard(spec, out, metrics, progress, stop, {**identity, "sharded": sharded}, extent, looks, wall)
         given = (model, spec, str(out), rows, held_out, [guard], spec.objective == "clm")
@@ -326,6 +331,8 @@ def _default_measure(held_out: Any, spec: TrainSpec) -> Measure:
 
 def _save(model: PreTrainedModel, corpus: Corpus, spec: TrainSpec, folder: Path) -> None:
     """Final weights, configuration and tokenizer, as any Hugging Face model is kept."""
+    if folder.name == MODEL and (folder.parent / SPEC).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off while saving, or was damaged
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     for path in sorted(corpus.tokenizer.iterdir()):

@@ -16,6 +16,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+from sublayer import signed
+
 from .errors import TrainError
 
 
@@ -135,9 +137,14 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read settings from a JSON file."""
+        """Read settings from a JSON file; one that has a hash of itself must fit it."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(signed.read(Path(path)))
+        except signed.Damaged as error:
+            raise TrainError(
+                f"a run's settings must be JSON, as they were written: {error}; restore the file, or remove the line "
+                f"{signed.KEY} if you changed it yourself"
+            ) from None
         except OSError as error:
             raise TrainError(f"cannot read settings from {path}: {error.strerror or error}") from None
 
