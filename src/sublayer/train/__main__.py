@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from .distributed import refuse, speaks
+from .distributed import leave, refuse, speaks
 from .errors import TrainError
 from .spec import TrainSpec
 
