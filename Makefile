@@ -21,7 +21,7 @@ STAMP := $(VENV)/.stamp
 CODE := src tests tools benchmarks studies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone bench counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone bench torture counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,9 @@ keystone: $(STAMP)  ## build a thousand random designs and read each back
 bench: $(STAMP)  ## measure speed beside peers and limits (hours; BENCH="mlm clm" for some, ARGS=--quick to see that it runs)
 	$(BIN)/pip install $(PIP_ARGS) --quiet ".[bench]"
 	$(BIN)/sublayer bench $(BENCH) $(ARGS)
+
+torture: $(STAMP)  ## try to break what is promised: kills, crashes, damage, full disks, bad input (hours; ARGS="kill --quick")
+	$(BIN)/python tools/torture $(ARGS)
 
 counts: $(STAMP)  ## lines and files of each package
 	$(BIN)/python tools/counts.py

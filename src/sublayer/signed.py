@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sublayer import plain_files
 from sublayer.whole_files import write_atomically
 
 KEY = "file_sha256"
@@ -49,7 +50,7 @@ def read(path: Path) -> dict[str, Any]:
         Damaged: it is not as it was written, or no JSON object.
         OSError: it cannot be read; FileNotFoundError if it is not there.
     """
-    return parse(path.read_bytes(), str(path))
+    return parse(plain_files.read_bytes(path), str(path))
 
 
 def parse(raw: bytes, shown: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sublayer import __version__
+from sublayer import __version__, plain_files
 from sublayer.audit import phrases
 from sublayer.audit.diff import Diff, between
 from sublayer.audit.record import plain, read
@@ -148,10 +148,10 @@ def read_lock(path: str | os.PathLike[str]) -> tuple[Audit, str]:
         AuditError: it is no lock, of another version, changed, cut short or too large. OSError: it cannot be read.
     """
     shown = os.fspath(path)
-    with open(path, "rb") as stream:
-        raw = stream.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise AuditError(f"a lock has at most {MOST_BYTES:,} bytes; {shown} has more; is it a lock? {REMEDY}")
+    try:
+        raw = plain_files.read_bytes(Path(path), MOST_BYTES)
+    except plain_files.TooLargeError:
+        raise AuditError(f"a lock has at most {MOST_BYTES:,} bytes; {shown} has more; is it a lock? {REMEDY}") from None
     data = _parsed(raw, shown)
     if data.get("schema") != SCHEMA:
         raise AuditError(f"a lock is of schema {SCHEMA!r}; {shown} says {str(data.get('schema'))[:80]!r}; {REMEDY}")

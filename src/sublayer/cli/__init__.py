@@ -27,6 +27,8 @@ def cli() -> None:
     """
 
 
+MOST = 2000  # characters of a message
+
 for command in (compare, train, finetune, convert, audit, diff, probe, show, designs, cost, bench):
     cli.add_command(command)
 
@@ -52,7 +54,7 @@ def main() -> None:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        refuse(f"sublayer: {error}")
+        refuse(f"sublayer: {shown(str(error))}")
         code = 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough
@@ -69,6 +71,11 @@ class _Terminated(SystemExit):
 
 def _terminate(number: int, frame: object) -> None:
     raise _Terminated(128 + number)
+
+
+def shown(message: str) -> str:
+    """A message that quotes something very long, with the middle of it left out."""
+    return message if len(message) <= MOST else f"{message[: MOST // 2]} [...] {message[-MOST // 2 :]}"
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -9,12 +9,12 @@ Reading one imports no torch.
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sublayer import plain_files
 from sublayer.sizes import Sizes
 
 FOLDER = Path(__file__).parent / "published"
@@ -153,16 +153,9 @@ def _load(name: str, before: tuple[str, ...]) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Plain values only, and 1e-3 is a number, as in JSON and Python."""
-
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = plain_files.read_yaml(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}: mend the file") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must hold the sections {', '.join(_SECTIONS)}, got {type(data).__name__}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sublayer import plain_files
 from sublayer.cost import Cost, Sizes, cost
 from sublayer.notation import Design, parse
 from sublayer.study.errors import StudyError
@@ -197,20 +198,12 @@ def price(spec: TrainSpec, vocab_size: int | None = None) -> Cost:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML or JSON file of settings, plain values only."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Plain values only, and 1e-3 is a number, as in JSON and Python."""
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        data = plain_files.read_yaml(path)
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise StudyError(f"{path} is neither YAML nor JSON: {error}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise StudyError(f"{path} must hold settings such as `designs: [post-norm, paf]`, got {type(data).__name__}")
     return data
