@@ -43,25 +43,29 @@ def tell(number):
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-def test_workers_change_no_weight_and_may_change_when_a_run_goes_on(plain, spec, tmp_path, monkeypatch):
+def test_workers_change_no_weight_and_may_change_when_a_run_goes_on(spec, tmp_path, monkeypatch):
     from sublayer.train.trainer import GuardedTrainer
 
+    # longer than what workers make ahead, or the run would not miss them
+    plain = run(spec(steps=24), tmp_path / "plain", measure=False)
     mine = tmp_path / "run"
     with monkeypatch.context() as patch:
         # to the whole group, as a terminal and a cluster do it: the workers must not die of it
-        meet(patch, GuardedTrainer, "_inspect", lambda: _tell_children(signal.SIGTERM), at=3)
-        stopped = run(spec(workers=2), mine, measure=False)
+        meet(patch, GuardedTrainer, "_inspect", lambda: _tell_group(int(signal.SIGTERM)), at=3)
+        stopped = run(spec(steps=24, workers=2), mine, measure=False)
     assert (stopped["status"], stopped["signal"]) == ("killed", signal.SIGTERM)
     assert checkpoint.steps(mine)[0][0] == 3
-    again = run(spec(workers=1), mine, resume=True, measure=False)
-    assert again["weights_sha256"] == plain[1]["weights_sha256"]
+    again = run(spec(steps=24, workers=1), mine, resume=True, measure=False)
+    assert again["weights_sha256"] == plain["weights_sha256"]
 
 
-def _tell_children(number):
+def _tell_group(number):
     import multiprocessing
 
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, number)
+    children = [str(child.pid) for child in multiprocessing.active_children()]
+    assert children
+    subprocess.run(["kill", f"-{number}", *children], check=True)  # from another process: that of a parent is special
+    time.sleep(0.5)  # to die in
     os.kill(os.getpid(), number)
 
 
