@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sublayer import plain_files
+from sublayer.notation import DesignError, parse
 from sublayer.recipes import RecipeError, load
 from sublayer.study import StudyError, read_config
 from sublayer.train import TrainError, TrainSpec
@@ -69,3 +70,9 @@ def test_yaml_that_is_more_than_plain_values_is_refused(
     with pytest.raises(StudyError):
         read_config(path)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.timeout(20)
+def test_a_depth_that_nobody_builds_is_refused_at_once() -> None:
+    with pytest.raises(DesignError, match="a depth is at most"):
+        parse("post-norm").check_depth(1 << 63)

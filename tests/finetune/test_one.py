@@ -315,7 +315,7 @@ def test_a_run_that_diverges_has_no_score_and_says_why(spec: Make, tmp_path: Pat
     assert row["status"] == "diverged"
     assert row["score"] is None
     assert row["metrics"] == {"matthews": None}
-    assert re.search(r"at step \d+; first ", row["reason"])
+    assert re.search(r"at step \d+; it began in the forward pass of \S+ \(", row["reason"])
     assert row["majority"]["score"] == 0.0
     assert run(spec(lr=1e25, warmup=0.0, clip=0.0, weight_decay=0.0), tmp_path / "run", resume=True) == row
 

@@ -34,7 +34,7 @@ PLACES: dict[str, tuple[str, str, str, int, int | None]] = {
     "data is prepared by the command": ("sublayer.train.cache", "", "open_source", 1, None),
     "data is prepared by the run": ("sublayer.train.cache", "", "open_source", 2, None),
     "the model is built": ("sublayer.train.build", "", "build", 1, None),
-    "evaluation before the first step": ("sublayer.train.trainer", "GuardedTrainer", "collate_held_out", 4, 0),
+    "evaluation before the first step": ("sublayer.train.trainer", "GuardedTrainer", "collate_held_out", 20, 0),
     "measuring before the first step": ("sublayer.probe.capture", "", "measure", 1, 0),
     "a step": ("sublayer.train.trainer", "GuardedTrainer", "training_step", 4, 3),
     "measuring between steps": ("sublayer.probe.capture", "", "measure", 3, 4),
@@ -92,7 +92,7 @@ def cli(arguments: list[str]) -> int:
 def meeting(place: str, number: int, twice: bool, action: Callable[[], int]) -> int:
     """Do `action`, and send this process a signal at a place."""
     module, owner, name, nth, _ = PLACES[place]
-    if name == "collate_held_out":  # in the middle of an evaluation: a row of its second batch
+    if name == "collate_held_out":  # in an evaluation: a row after the 16 that are measured
         module, owner, name = "sublayer.train.dataset", "PackedRows", "text_row"
     home: Any = sys.modules[module]
     home = getattr(home, owner) if owner else home

@@ -84,7 +84,7 @@ def run(
     spec = spec.with_(threads=spec.threads or cores())
     with StopOnSignal() as stop:
         row = _run(spec, task, out, resume, stop, began, progress, command)
-        if stop.received is not None and row["status"] != "killed":
+        if stop.received is not None and row["status"] == "ok":
             raise Interrupted(stop.received)  # it came when the work was done: whoever sent it is told all the same
     return row
 

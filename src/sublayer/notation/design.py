@@ -14,6 +14,7 @@ from sublayer.notation.text import MAX_TEXT, LayerRange
 from sublayer.notation.wiring import read
 
 FORMAT = 1  # version of Design.to_dict
+MOST_LAYERS = 100_000  # the deepest published Transformers have some thousands
 
 
 class Design:
@@ -92,6 +93,8 @@ class Design:
         there."""
         if depth < 0:
             raise DesignError(f"a depth is at least 0, got {depth}")
+        if depth > MOST_LAYERS:  # each is looked at
+            raise DesignError(f"a depth is at most {MOST_LAYERS:,}, got {depth:,}: give fewer layers")
         covered = 0
         for layers, _ in sorted(self._form.blocks, key=lambda item: item[0].resolve(depth)):
             start, stop = layers.resolve(depth)

@@ -96,7 +96,7 @@ def run(
         if done is not None:
             return done
         row = _run(spec, out, stop, began, measure, model_dir, progress, flops_per_token, build, team)
-        if stop.received is not None and row["status"] != "killed":
+        if stop.received is not None and row["status"] == "ok":
             raise Interrupted(stop.received)  # it came when the work was done: whoever sent it is told all the same
     return row
 

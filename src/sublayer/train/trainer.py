@@ -119,7 +119,7 @@ class GuardedTrainer(Trainer):
         """The Trainer's own, whose workers leave stopping to the run: a terminal's Ctrl-C and a cluster's SIGTERM reach
         every process of a group, and a run whose workers are gone could not finish its step and save."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = _deaf
+        getattr(loader, "base_dataloader", loader).worker_init_fn = _deaf  # accelerate wraps the one that iterates
         return loader
 
     def training_step(
