@@ -3,8 +3,8 @@ kind, so that each package refuses in its own name.
 
 Two marks hold a folder, since neither is enough alone:
 
-- `.lock` has a `flock`. The system lifts it when its process ends, however it ends. Whether it reaches other machines
-  depends on the file system.
+- `.lock` has a `flock`. The system lifts it when its process ends, however it ends; processes that it forks let go of
+  it, for they may outlive it by some seconds. Whether it reaches other machines depends on the file system.
 - `.owner` is made with O_EXCL, which only one process of one machine can do, also on NFS. It names the process and its
   machine, and a thread renews it every `BEAT` seconds. Whoever finds an owner of the same machine looks whether that
   process lives. An owner elsewhere is watched: renewed, it works; not renewed for `STALE` seconds, its machine is gone.
@@ -29,6 +29,7 @@ from typing import Any
 LOCK, OWNER = ".lock", ".owner"
 BEAT = 10.0  # seconds between signs of life
 STALE = 60.0  # seconds without one after which an owner on another machine is taken for dead
+_HOLDING: set[Any] = set()  # files of this process that have a flock
 LOST = 75  # exit status of a process whose folder was taken over; EX_TEMPFAIL of sysexits.h
 
 
@@ -43,6 +44,14 @@ def make(folder: Path, refuse: type[ValueError]) -> Path:
     except OSError as error:
         raise refuse(f"cannot make {folder}: {error.strerror or error}; give another folder") from None
     return folder
+
+
+def forget(folder: Path) -> None:
+    """Remove a folder that holds nothing but marks of processes, none of which works in it."""
+    with contextlib.suppress(OSError):
+        if is_new(folder) and busy(folder) is None:
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def is_new(folder: Path) -> bool:
@@ -76,6 +85,7 @@ def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None 
                 f"another process works {where} {folder}{_who(owner)}; wait for it, or give another folder"
             ) from None
         time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
+    _HOLDING.add(file)
     stop = threading.Event()
     mine = (folder / OWNER).read_text(encoding="utf-8")
     beating = threading.Thread(target=_beat, args=(folder / OWNER, mine, stop), daemon=True)
@@ -87,6 +97,7 @@ def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None 
         beating.join()
         if _read(folder / OWNER) == mine:
             (folder / OWNER).unlink(missing_ok=True)
+        _HOLDING.discard(file)
         file.close()
 
 
@@ -119,6 +130,17 @@ def _patience() -> float:
         return max(0.0, float(os.environ.get("SUBLAYER_WAIT", "0")))
     except ValueError:
         return 0.0
+
+
+def _let_go() -> None:
+    """In a process that was forked: close its ends of our locks, which leaves them with us alone."""
+    for file in _HOLDING:
+        with contextlib.suppress(OSError):
+            file.close()
+    _HOLDING.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 # -- the two marks ---------------------------------------------------------------------------------------------------

@@ -60,8 +60,13 @@ def alone(run: _Run[_P]) -> _Run[_P]:
             raise TrainError(f"{folder} is a file; give a folder for the run")
         if os.environ.get("RANK", "0") != "0":
             return run(spec, out, *args, **kwargs)
-        with folders.held(folders.make(folder, TrainError), TrainError, "on the run in"):
-            return run(spec, out, *args, **kwargs)
+        new = not folder.exists()
+        try:
+            with folders.held(folders.make(folder, TrainError), TrainError, "on the run in"):
+                return run(spec, out, *args, **kwargs)
+        finally:
+            if new:
+                folders.forget(folder)  # a mistake in the settings leaves nothing behind
 
     return held
 

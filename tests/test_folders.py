@@ -1,0 +1,62 @@
+"""One process at a time works in a folder, and none that has died."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sublayer import folders
+
+
+class Refused(ValueError):
+    """What the caller of `folders` raises."""
+
+
+def test_children_of_a_process_that_was_killed_hold_nothing(tmp_path: Path) -> None:
+    """Workers that make batches outlive a `kill -9` of their run by some seconds; the run goes on meanwhile."""
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom sublayer import folders\n"
+        "with folders.held(Path(sys.argv[1]), ValueError, 'in'):\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(Refused, match=rf"another process works in .*\(process {process.pid} on "):
+            folders.held(tmp_path, Refused, "in").__enter__()
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # it lives
+        until = time.monotonic() + 2  # the child may not have come to its first instruction
+        while True:
+            try:
+                with folders.held(tmp_path, Refused, "in"):
+                    break
+            except Refused:
+                assert time.monotonic() < until
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_folder_is_forgotten_only_when_nothing_is_in_it(tmp_path: Path) -> None:
+    empty, used = tmp_path / "empty", tmp_path / "used"
+    for folder in (empty, used):
+        folder.mkdir()
+        with folders.held(folder, Refused, "in"):
+            folders.forget(folder)  # somebody works in it
+            assert folder.exists()
+    (used / "run.json").write_text("{}")
+    folders.forget(empty)
+    folders.forget(used)
+    assert not empty.exists()
+    assert (used / "run.json").exists()
