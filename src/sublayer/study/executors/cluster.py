@@ -5,11 +5,8 @@ run's process is told to save and stop when its worker dies, so that none is lef
 process that takes over waits until the former one has let go of the run's folder.
 """
 
-import contextlib
-import ctypes
 import importlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -146,7 +143,7 @@ def _result(ray: Any, reference: Any, log: Path) -> int:
 
 def work(words: Sequence[str], log: str, here: str, environment: Mapping[str, str]) -> int:
     """A task: ``sublayer WORDS`` in a process of its own, with its output appended to ``log``; its exit status."""
-    line = [sys.executable, "-m", "sublayer.study.executors.cluster", str(os.getpid()), *words]
+    line = [sys.executable, "-m", "sublayer.study.executors.tied", str(os.getpid()), *words]
     with open(log, "ab") as file:
         process = subprocess.Popen(
             line, cwd=here, env={**os.environ, "SUBLAYER_WAIT": str(WAIT), **environment},
@@ -164,16 +161,3 @@ def work(words: Sequence[str], log: str, here: str, environment: Mapping[str, st
             process.wait()
         raise
     return process.returncode
-
-
-def tie(parent: int) -> None:
-    """Let this process get SIGTERM when its parent dies, also by kill -9 (Linux; PR_SET_PDEATHSIG of prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))
-    if os.getppid() != parent:
-        sys.exit(128 + signal.SIGTERM)  # it died before we asked
-
-
-if __name__ == "__main__":
-    tie(int(sys.argv[1]))
-    os.execv(sys.executable, [sys.executable, "-m", "sublayer", *sys.argv[2:]])
