@@ -1,10 +1,10 @@
 """Stands in for SLURM's `sbatch` and `scontrol requeue` on one machine; the scripts of a study are real.
 
 `sbatch` of an array job runs its tasks, as many at once as the script says, until none is queued any more, then prints
-the job's number. What is to go wrong stands in `$SLURM_DOUBLE/trouble.json`: {index: [kind, pattern]}. As soon as a
-file fits the pattern, the first attempt of that task is killed with all its processes and queued again (`node`: its
-machine is lost), or its script is told by SIGUSR1 that the time limit is near (`limit`), or by SIGTERM that it is to
-end (`cancel`). Standard library only.
+the job's number; another job it starts and leaves alone. What is to go wrong stands in `$SLURM_DOUBLE/trouble.json`:
+{index: [[kind, pattern], ...]}. As soon as a file fits the first pattern of a task that runs, the task is killed with
+all its processes and queued again (`node`: its machine is lost), or its script is told by SIGUSR1 that the time limit
+is near (`limit`), or by SIGTERM that it is to end (`cancel`). Standard library only.
 """
 
 import glob
@@ -60,10 +60,10 @@ def sbatch(words: list[str]) -> int:
     with open(here / "submitted.txt", "a", encoding="utf-8") as log:
         log.write(shlex.join(words) + "\n")
     if "--array" not in said:
-        with open(said["--output"].replace("%%", "%"), "ab") as out:
-            subprocess.run(
-                ["bash", str(script)], cwd=said["--chdir"].replace("%%", "%"), stdout=out, stderr=out, check=False
-            )
+        log_file, end = said["--output"].replace("%%", "%"), f"echo ended {script.name} $? >> {shlex.quote(str(here))}"
+        with open(log_file, "ab") as out:
+            line = f"bash {shlex.quote(str(script))}; {end}/happened.txt"
+            subprocess.Popen(["bash", "-c", line], cwd=place, stdout=out, stderr=out, start_new_session=True)
         print(JOB)
         return 0
     queue, most = indexes(said["--array"])
@@ -80,9 +80,9 @@ def sbatch(words: list[str]) -> int:
                 )  # fmt: skip
         time.sleep(0.02)
         for index, process in list(running.items()):
-            kind, pattern = trouble.get(str(index), ("", ""))
+            kind, pattern = next(iter(trouble.get(str(index), [])), ("", ""))
             if kind and glob.glob(pattern) and process.poll() is None:
-                del trouble[str(index)]
+                trouble[str(index)].pop(0)
                 happened(here, f"{kind} {index}")
                 if kind == "node":
                     os.killpg(process.pid, signal.SIGKILL)

@@ -37,10 +37,7 @@ _ARRAY = """#SBATCH --array={array}
 #SBATCH --signal=B:USR1@{notice}
 """
 
-_TASK = """
-# How long a run that was queued again waits for its former process to let go of it, in seconds.
-export SUBLAYER_WAIT="${{SUBLAYER_WAIT:-180}}"
-run= again= caught=
+_TASK = """run= again= caught=
 save() {{ caught=yes; [ -z "$run" ] || kill -TERM "$run" 2> /dev/null; }}
 trap 'again=yes; save' USR1  # the time limit is near
 trap save TERM               # cancelled or preempted
@@ -137,10 +134,10 @@ def write(plan: Plan, study: Path, array: str, measure: bool, options: Sequence[
     runs = head(
         "Task I of the array is run I of the study's plan; each goes on from its last checkpoint.", "", "%a.txt"
     )
-    runs += _ARRAY.format(array=array, threads=plan.base.threads, notice=NOTICE) + extra
+    runs += _ARRAY.format(array=array, threads=plan.base.threads, notice=NOTICE) + extra + _WAIT
     runs += _TASK.format(command=shlex.join(task))
     gather = head("Gathers the results of the study from what its runs have left.", "-gather", "gather.txt")
-    gather += extra + f"\nexec {shlex.join([*words, '--gather'])}\n"
+    gather += extra + _WAIT + f"\nexec {shlex.join([*words, '--gather'])}\n"
     for path, text in ((folder / RUNS, runs), (folder / GATHER, gather)):
         write_atomically(path, text)
         path.chmod(0o755)
