@@ -37,7 +37,12 @@ _ARRAY = """#SBATCH --array={array}
 #SBATCH --signal=B:USR1@{notice}
 """
 
-_TASK = """run= again= caught=
+_WAIT = """
+export SUBLAYER_WAIT="${SUBLAYER_WAIT:-180}"  # seconds to wait for a process that has not let go of a folder yet
+"""
+
+_TASK = """
+run= again= caught=
 save() {{ caught=yes; [ -z "$run" ] || kill -TERM "$run" 2> /dev/null; }}
 trap 'again=yes; save' USR1  # the time limit is near
 trap save TERM               # cancelled or preempted
