@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,15 @@ def refusing(action: Callable[[], int | None]) -> Callable[[], int]:
     return act
 
 
-def at_once(tally: Tally, draw: random.Random, actions: Sequence[Callable[[], int | None]], kills: int, length: float,
-            log: Path) -> None:  # fmt: skip
+def at_once(
+    tally: Tally,
+    draw: random.Random,
+    actions: Sequence[Callable[[], int | None]],
+    kills: int,
+    length: float,
+    log: Path,
+    works: bool,
+) -> None:
     """Start all, kill some at random times, and note how the others ended."""
     gate, opened = os.pipe()
 
@@ -90,6 +97,7 @@ def at_once(tally: Tally, draw: random.Random, actions: Sequence[Callable[[], in
     due = {pid: time.monotonic() + draw.uniform(0.0, length) for pid in draw.sample(pids, kills)}
     until, waiting = time.monotonic() + runs.LIMIT, dict(zip(pids, logs, strict=True))
     tally.processes += len(pids)
+    ended = Counter[str]()
     while waiting:
         for pid, path in list(waiting.items()):
             if time.monotonic() > due.get(pid, until):
@@ -103,17 +111,19 @@ def at_once(tally: Tally, draw: random.Random, actions: Sequence[Callable[[], in
                 said = path.read_text(encoding="utf-8", errors="replace")
                 fine = code == 0 or (code == -signal.SIGKILL and pid in due) or (code == 2 and "Traceback" not in said)
                 word = {0: "worked", 2: "refused", -9: "killed"}.get(code, f"status {code}")
-                tally.ended[word] += 1
+                ended[word] += 1
                 if not fine:
                     tally.odd.append(f"{word}: {said[-600:]}")
         time.sleep(0.001)
+    tally.ended += ended
+    if works and not ended["worked"] and not ended["killed"]:
+        tally.odd.append("no process worked, though none was killed")
 
 
 def tree(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, but not of marks of processes."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".lock", ".owner"))
-    )
+    marks = (".lock", ".owner")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(marks))
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -129,6 +139,7 @@ class Kind:
 
     def __init__(self, folder: Path, draw: random.Random) -> None:
         self.folder, self.draw = folder, draw
+        self.works = True  # whether one process at least must work, unless some are killed
         folder.mkdir(parents=True)
         runs.write_texts(folder / "texts")
 
@@ -175,7 +186,7 @@ class Indexed(Kind):
 
     def plan(self) -> Plan:
         spec = runs.tiny(self.folder, steps=16)
-        names = set(TrainSpec.__dataclass_fields__) - {"design", "seed", "lr", "tokens"}
+        names = {one.name for one in fields(TrainSpec)} - {"design", "seed", "lr", "tokens"}
         return Plan.make(["post-norm"], seeds=SEEDS, lrs=(1e-2,), **{name: getattr(spec, name) for name in names})
 
     def prepared(self, target: Path) -> None:
@@ -199,9 +210,8 @@ class Indexed(Kind):
     def result(self, target: Path) -> Any:
         rows = json.loads((target / "results.json").read_text(encoding="utf-8"))["runs"]
         page = (target / "report.html").stat().st_size > 10_000
-        left = sorted(p.name for p in target.iterdir() if p.name.startswith((".results", ".report", ".plan")))
         found = [(row["id"], row["status"], row["eval_loss"], row["weights_sha256"]) for row in rows]
-        return found, page, left[:0]  # a process that was killed may leave its temporary file
+        return found, page
 
 
 class Whole(Indexed):
@@ -217,13 +227,8 @@ class Whole(Indexed):
         return [study(self.draw.random() < 0.5) for _ in range(self.draw.randint(2, 3))]
 
     def finish(self, target: Path) -> None:
-        plan = self.plan()
-        alone(
-            lambda: (
-                run_study(plan, target, jobs=1, measure=False, resume=True, output=None, report=report.write) and None
-            ),
-            self.folder / "alone.txt",
-        )
+        given: dict[str, Any] = {"jobs": 1, "measure": False, "resume": True, "output": None, "report": report.write}
+        alone(lambda: run_study(self.plan(), target, **given) and None, self.folder / "alone.txt")
 
 
 class Cache(Kind):
@@ -258,9 +263,8 @@ class Export(Kind):
         from sublayer.model import SublayerConfig, SublayerForCausalLM
 
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        return [
-            SublayerForCausalLM(SublayerConfig(design=name, vocab_size=300, **sizes)) for name in ("paf", "post-norm")
-        ]
+        configs = [SublayerConfig(design=name, vocab_size=300, **sizes) for name in ("paf", "post-norm")]
+        return [SublayerForCausalLM(config) for config in configs]
 
     def write(self, target: Path, which: int, overwrite: bool) -> Callable[[], None]:
         from sublayer.hf import export
@@ -269,6 +273,7 @@ class Export(Kind):
 
     def actions(self, target: Path) -> list[Callable[[], int | None]]:
         over = self.draw.random() < 0.5
+        self.works = over or not self.before
         return [self.write(target, self.draw.randrange(2), over) for _ in range(self.draw.randint(2, 4))]
 
     def prepared(self, target: Path) -> None:
@@ -311,7 +316,7 @@ def torment(name: str, rounds: int, top: Path, draw: random.Random) -> Tally:
         target = kind.folder / f"round-{number}"
         kind.prepared(target)
         actions = kind.actions(target)
-        at_once(tally, draw, actions, draw.randint(0, len(actions) - 1), length, kind.folder / "log")
+        at_once(tally, draw, actions, draw.randint(0, len(actions) - 1), length, kind.folder / "log", kind.works)
         try:
             kind.finish(target)
             same = kind.result(target) in allowed
