@@ -228,7 +228,10 @@ class Whole(Indexed):
 
     def finish(self, target: Path) -> None:
         given: dict[str, Any] = {"jobs": 1, "measure": False, "resume": True, "output": None, "report": report.write}
+        # runs of a study that was killed save before they let go
+        os.environ["SUBLAYER_WAIT"] = "60"
         alone(lambda: run_study(self.plan(), target, **given) and None, self.folder / "alone.txt")
+        del os.environ["SUBLAYER_WAIT"]
 
 
 class Cache(Kind):
