@@ -114,7 +114,7 @@ def test_children_are_stopped_when_whoever_started_them_is_killed(tmp_path: Path
     )  # fmt: skip
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    while "said" not in (tmp_path / "log.txt").read_text():
+    while not (tmp_path / "log.txt").exists() or "said" not in (tmp_path / "log.txt").read_text():
         time.sleep(0.05)
     parent.kill()
     parent.wait()
