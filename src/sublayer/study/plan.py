@@ -102,7 +102,9 @@ class Plan:
             quarter = -(-base.total_steps // 4)
             base = base.with_(eval_every=quarter, measure_every=quarter)
         plan = cls(_with_ids(chosen), base, tuple(lrs) or (base.lr,), tuple(seeds))
-        plan.runs()  # every setting is checked before anything starts
+        names = [run.id for run in plan.runs()]  # which also checks every setting before anything starts
+        if len(set(names)) < len(names):
+            raise StudyError(f"learning rates must differ in their first six digits, got {list(lrs)}: give others")
         for planned in plan.designs:
             # Parts that cannot be built, sizes that do not fit and ranges that do not tile are refused here.
             price(planned.of(base))
