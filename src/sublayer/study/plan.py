@@ -113,10 +113,11 @@ class Plan:
     def runs(self) -> tuple[PlannedRun, ...]:
         """Every run, seeds outermost, so that an interrupted study has compared all designs on its first seeds."""
         found: list[PlannedRun] = []
+        each = [(planned, planned.of(self.base)) for planned in self.designs]
         for seed in self.seeds:
             for lr in self.lrs:
-                for planned in self.designs:
-                    spec = planned.of(self.base).with_(seed=seed, lr=lr)
+                for planned, base in each:
+                    spec = base.with_(seed=seed, lr=lr)
                     found.append(PlannedRun(len(found), f"{planned.id}-lr{lr:g}-s{seed}", planned.id, spec))
         return tuple(found)
 
