@@ -1,5 +1,6 @@
 """Studies on many machines: an array job of SLURM, a Ray cluster, one run by its index, gathering."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -159,6 +160,8 @@ def test_one_run_by_its_index(here: Path) -> None:
     study = gather_study("by-index")
     assert study.missing() == [0]
     assert [r["status"] for r in study.results["runs"]] == ["missing", "ok"]
+    assert "Of 2 runs 1 is not there yet" in study.verdict
+    assert "were lost" not in study.verdict
     before = (run_folder(here / "by-index", two.runs()[1]) / "run.json").stat()
     assert run_one("by-index", 1, measure=False) == 0
     assert (run_folder(here / "by-index", two.runs()[1]) / "run.json").stat() == before
@@ -187,3 +190,17 @@ def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
     if text:
         assert slurm_double.indexes(text) == (sorted(numbers), len(numbers))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'sublayer[ray]'")
+def test_a_ray_cluster_that_loses_a_machine_ends_as_one_machine_does(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    words = ["cluster", "--quick", "--only", "machine", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/torture"), *words], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert out.exists(), done.stdout + done.stderr
+    (line,) = json.loads(out.read_text())["lines"]
+    assert line["holds"], line

@@ -130,7 +130,6 @@ class Cluster:
 
     def __init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # this machine may be busy
         importlib.import_module("ray")
         made = importlib.import_module("ray.cluster_utils").Cluster
         self._cluster = made(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -241,11 +240,11 @@ def stopped(at: Place, cluster: Cluster, number: signal.Signals) -> table.Line:
 
 def main(arguments: list[str] | None = None) -> int:
     parser: argparse.ArgumentParser = table.parser("cluster", __doc__)
-    parser.add_argument("--only", choices=TRIALS, nargs="+", default=TRIALS, help="some of its parts")
+    parser.add_argument("--only", choices=TRIALS, nargs="+", help="some of its parts")
     given = parser.parse_args(arguments)
     began = time.monotonic()
     lines: list[table.Line] = []
-    wanted = [name for name in given.only if name in QUICK or not given.quick]
+    wanted = [name for name in given.only or TRIALS if name in QUICK or not given.quick]
     with_ray = [name for name in wanted if name != "slurm"]
     if with_ray and importlib.util.find_spec("ray") is None:
         print("Ray is not installed, so its half is left out: pip install 'sublayer[ray]'")

@@ -30,7 +30,7 @@ from sublayer.train.cache import prepare
 from torture import runs, table
 
 ROUNDS = {"a run": 60, "a study by index": 40, "tokenised data": 150, "an exported folder": 150, "whole studies": 6}
-QUICK = {"a run": 3, "a study by index": 2, "tokenised data": 6, "an exported folder": 8, "whole studies": 0}
+QUICK = {"a run": 2, "a study by index": 1, "tokenised data": 4, "an exported folder": 6, "whole studies": 0}
 SEEDS = (0, 1)
 
 
