@@ -8,6 +8,7 @@ sha256 of the weights, against `--executor local`.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -167,6 +168,10 @@ def training(process: psutil.Process, study: Path) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if child.pid in owners]
 
 
+def _gone(process: psutil.Process) -> bool:
+    return not process.is_running()
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -206,14 +211,14 @@ def worker_lost(at: Place, cluster: Cluster, times: int) -> table.Line:
     process = at.start("--out", "worker", "--executor", "ray", RAY_ADDRESS=cluster.address)
     while killed < times:
         raylet = machines[killed % 2]
-        went = wait_for(lambda raylet=raylet: training(raylet, at.folder / "worker"), process)
+        went = wait_for(functools.partial(training, raylet, at.folder / "worker"), process)
         if not went:
             break
         parent = went[0].parent()
         if parent is not None and parent.pid != raylet.pid:
             parent.kill()
             killed += 1
-            wait_for(lambda run=went[0]: not run.is_running(), process)
+            wait_for(functools.partial(_gone, went[0]), process)
     at.ended(process, 0)
     return at.line(
         "Ray, the worker process of a run killed (-9)",

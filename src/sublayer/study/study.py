@@ -117,8 +117,9 @@ def run_study(
     """
     if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
-    if executor is None:
-        jobs = _default_jobs(plan) if jobs is None else jobs
+    carry_out: Callable[..., None] = executor or execute
+    if jobs is None and executor is None:
+        jobs = _default_jobs(plan)
     folder = choose(out, resume)
     check(plan, folder, resume)
     facts = _prepare(plan, output)
@@ -137,7 +138,7 @@ def run_study(
                 flush=True,
             )
         try:
-            (executor or execute)(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
+            carry_out(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
         finally:
             study = _write(plan, folder, facts, line, report)
     return study

@@ -90,7 +90,7 @@ class Settings:
         Raises:
             TrainError: one does not fit.
         """
-        hints = _hints(type(self))
+        hints = _hints(type(self))  # type: ignore[arg-type]  # a class can be hashed, whatever its instances can
         for item in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
             value, kind = getattr(self, item.name), hints[item.name]
             if typing.get_origin(kind) is tuple and isinstance(value, list):
