@@ -117,6 +117,11 @@ def run_study(
     """
     if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
+    if executor is not None and plan.base.threads is None:
+        raise StudyError(
+            "the last digits of weights depend on the threads of a run, so that they cannot be left to each of several "
+            "machines: give --threads N"
+        )
     carry_out: Callable[..., None] = executor or execute
     if jobs is None and executor is None:
         jobs = _default_jobs(plan)
