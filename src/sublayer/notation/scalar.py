@@ -46,6 +46,13 @@ class Scalar:
 
     terms: tuple[tuple[Monomial, Fraction], ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)  # fractions are slow to hash, and each node of a graph asks again
+
     @staticmethod
     def number(value: int | float | Fraction) -> "Scalar":
         """An exact number; a float stands for the decimal it prints as, so ``0.1`` is one tenth."""
