@@ -10,7 +10,7 @@ from sublayer.notation.errors import DesignError
 from sublayer.notation.normal import NormalForm, normal_form
 from sublayer.notation.program import Add, Section
 from sublayer.notation.scalar import ScalarError
-from sublayer.notation.text import MAX_TEXT, LayerRange
+from sublayer.notation.text import MAX_TEXT, LayerRange, check_size
 from sublayer.notation.wiring import read
 
 FORMAT = 1  # version of Design.to_dict
@@ -241,7 +241,9 @@ def _normalise(text: str) -> NormalForm:
     form = normal_form(read(text))
     joined = _joined(form)
     # Joining ranges may leave a stream that nothing reads: read what will be printed, once more.
-    return form if joined is form else normal_form(read(_print(joined)))
+    form = form if joined is form else normal_form(read(_print(joined)))
+    check_size(_print(form))  # names that stand for values were put in place, so it may be larger than `text`
+    return form
 
 
 def _joined(form: NormalForm) -> NormalForm:

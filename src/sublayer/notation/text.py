@@ -143,6 +143,11 @@ def _clean(text: str) -> str:
     return text.replace("\r", " ").replace("\t", " ")
 
 
+def check_size(text: str) -> None:
+    """Raise DesignError where a text is too long or nests too deep to be read."""
+    _pieces(_clean(text), text)
+
+
 def _pieces(clean: str, text: str) -> list[tuple[int, str]]:
     """Statements by ``;`` and newlines outside brackets, each with its offset."""
     pieces, begin, stack = [], 0, list[tuple[str, int]]()
