@@ -175,8 +175,15 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
 
     def texts() -> Iterator[Any]:
         with table:
-            for batch in table.iter_batches(1024, columns=["text"]):
-                yield from batch.column(0).to_pylist()
+            batches = table.iter_batches(1024, columns=["text"])
+            while True:
+                try:
+                    rows = next(batches).column(0).to_pylist()
+                except StopIteration:
+                    return
+                except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                    raise TrainError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+                yield from rows
 
     return _records(texts(), name, str(path))
 
