@@ -24,6 +24,12 @@ def test_a_printed_number_is_read_as_it_was(text: str) -> None:
     assert parse(str(design)) == design
 
 
+@pytest.mark.parametrize("text", ["x = x + 1e-300*x + attn(x)", "x = x + 1.5e-300*attn(x)"])
+def test_a_number_that_could_not_be_read_again_is_refused(text: str) -> None:
+    with pytest.raises(DesignError, match="two numbers up to 1e300"):
+        parse(text)
+
+
 def test_powers_nest_so_far() -> None:
     with pytest.raises(DesignError, match="nest 12 deep"):
         parse("x = x + " + "(2*depth)**" * 30 + "0.5*ffn(x)")

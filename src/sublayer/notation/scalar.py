@@ -438,8 +438,8 @@ def _real_power(base: float, exponent: Fraction | float) -> float:
 def _check_size(value: Fraction) -> None:
     if value and not 1 / LARGEST <= abs(value) <= LARGEST:
         raise ScalarError("a number must lie within 1e-300 and 1e300")
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise ScalarError("the number is too large or too small")
+    if max(abs(value.numerator), value.denominator) > LARGEST:  # it is printed as one over the other
+        raise ScalarError("a number must be a fraction of two numbers up to 1e300")
 
 
 def _check_power(base: Fraction, exponent: int) -> None:

@@ -149,8 +149,9 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Document]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TrainError(f"{path}, line {number} is not JSON ({error.msg}); write one object a line") from None
+            except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists without end
+                why = getattr(error, "msg", None) or " ".join(str(error).split())[:120]
+                raise TrainError(f"{path}, line {number} is not JSON ({why}); write one object a line") from None
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
                 has = f"fields {', '.join(map(repr, record))}" if isinstance(record, dict) else type(record).__name__
