@@ -214,18 +214,18 @@ def targets(folder: Path) -> dict[str, Target]:
         "task": Target((rte,), tuple(rte), lambda at: data.read(TASKS["rte"], str(at)), tuned),
         "glue": Target((whole,), tuple(whole), _read_glue, share=0.5),
         "config": Target(
-            configs, ("config.json",), _read_config, lambda at, out: ["audit", str(at / "config.json")], share=0.25
+            configs, ("config.json",), _read_config, lambda at, out: ["audit", str(at / "config.json")], share=0.15
         ),
         "checkpoint": Target(
             saved, ("config.json", "generation_config.json", *weights, *weights), _read_checkpoint,
-            lambda at, out: ["convert", str(at), "--defects"], _weights_too, share=0.25,
+            lambda at, out: ["convert", str(at), "--defects"], _weights_too, share=0.15,
         ),
         "tokenizer": Target(
             words, tokenizer_files, _read_training_tokenizer,
             lambda at, out: ["train", "paf", "--tokenizer", str(at), "--out", str(out / "o"), "--steps", "1"],
-            share=0.25,
+            share=0.15,
         ),
         "tokenizer of a checkpoint": Target(
-            words, tokenizer_files, _read_finetuning_tokenizer, with_words, share=0.25
+            words, tokenizer_files, _read_finetuning_tokenizer, with_words, share=0.15
         ),
     }  # fmt: skip

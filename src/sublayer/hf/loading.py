@@ -321,9 +321,11 @@ def _own(
         )
     WeightFiles(folder)  # a pickle is refused with the reason
     try:
-        model, found = kind.from_pretrained(
-            folder, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True, use_safetensors=True
-        )
+        with quiet():
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True,
+                use_safetensors=True,
+            )  # fmt: skip
     except Exception as error:  # transformers raises very many kinds
         raise CheckpointError(
             f"config.json and weights of {folder} must be those of one {kind.__name__}: {_brief(error)}; get both again"
