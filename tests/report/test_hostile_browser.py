@@ -39,11 +39,7 @@ ATTACK = (
 )
 SIGN = "<script>top.__hit=1"  # what of it must be on the screen
 # What a page is chosen, found or drawn by, and not shown as it is given.
-KEPT = frozenset({
-    "schema", "status", "claim", "id", "design", "kind", "answer", "metrics", "folder", "created", "baseline", "state", "scale",
-    "x", "y", "align", "dash", "at", "name_of_stream", "layers", "block", "embed", "final", "text", "image", "device",
-    "key", "unit", "role", "type", "format", "mark", "axis", "measure", "file", "value_format", "objective",
-})  # fmt: skip
+KEPT = frozenset({"schema", "status", "claim", "kind", "answer", "metrics", "folder"})
 # The reader of the pages lives outside them and asks each.
 READER = """<!DOCTYPE html><title>reader</title>{frames}<pre id="found"></pre><script>
 window.addEventListener("load", () => {{
@@ -52,8 +48,9 @@ window.addEventListener("load", () => {{
     return {{
       title: page.title,
       hit: window.__hit === undefined && frame.contentWindow.__hit === undefined,
-      active: all.filter(e => /^(script|img|iframe|object|embed|form|base|meta-refresh)$/i.test(e.tagName)
-        && !/^figure-\\d+\\.svg$/.test(e.getAttribute("src") || "") || e.id === "taken" || [...e.attributes].some(a => /^on/i.test(a.name))
+      active: all.filter(e => /^(script|img|iframe|object|embed|form|base)$/i.test(e.tagName)
+        && !/^figure-\\d+\\.svg$/.test(e.getAttribute("src") || "") || e.id === "taken"
+        || [...e.attributes].some(a => /^on/i.test(a.name))
         || /^\\s*javascript:/i.test(e.getAttribute("href") || "")).map(e => e.outerHTML.slice(0, 300)),
       links: [...page.querySelectorAll("a[href]")].map(e => e.getAttribute("href")),
       fetched: frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name)

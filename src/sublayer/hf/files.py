@@ -84,7 +84,7 @@ def _where(folder: Path) -> dict[str, Path]:
 
 def _inside(file: Any) -> str:
     """The name of a file of the folder itself."""
-    if not isinstance(file, str) or Path(file).name != file or file == ".." or "\\" in file or "\0" in file:
+    if not isinstance(file, str) or not file or Path(file).name != file or file == ".." or "\\" in file or "\0" in file:
         raise ValueError(f"{str(file)[:80]!r} is not the name of a file in this folder")
     return file
 
