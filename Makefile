@@ -3,7 +3,7 @@
 #
 #   make demo     train four block designs side by side on real text, and say where the report is
 #   make test     run the tests
-#   make check    what CI runs: format, lint, types, import contracts, tests, the README's commands
+#   make check    what CI runs: format, lint, types, import contracts, the lock, tests, the README's commands
 #   make help     every target
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (where it goes), PIP_ARGS (said to `pip install`),
@@ -21,7 +21,7 @@ STAMP := $(VENV)/.stamp
 CODE := src tests tools benchmarks studies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format format-check lint types contracts readme images atlas witness keystone bench torture counts lock clean distclean
+.PHONY: help setup demo test check format format-check lint types contracts supply readme images atlas witness keystone bench torture counts lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +29,7 @@ help:  ## this list
 setup: $(STAMP)  ## make the environment, if it is missing or older than the lock
 
 # The package itself is installed in place, so the environment is remade only when what it depends on changes.
-$(STAMP): requirements.lock pyproject.toml tools/make_venv.sh
+$(STAMP): requirements.lock requirements-cuda.lock pyproject.toml tools/make_venv.sh
 	@PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" sh tools/make_venv.sh "$(VENV)"
 	@touch $@
 
@@ -42,7 +42,7 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## what CI runs: the checks below, a short demo, the README's commands, the tests
-	@$(MAKE) --no-print-directory format-check lint types contracts
+	@$(MAKE) --no-print-directory format-check lint types contracts supply
 	@$(MAKE) --no-print-directory readme
 	@rm -rf build/demo
 	@$(MAKE) --no-print-directory demo DEMO=build/demo ARGS="--steps 8"
@@ -63,6 +63,9 @@ types: $(STAMP)  ## check the type hints
 
 contracts: $(STAMP)  ## check which package imports which
 	$(BIN)/lint-imports --no-logo
+
+supply: $(STAMP)  ## are the packages of the lock hashed, of allowed licences, and without known weaknesses?
+	$(BIN)/python tools/supply.py
 
 readme: $(STAMP)  ## run the README's commands, but for those that only set up or test
 	$(BIN)/python tools/readme.py
@@ -91,7 +94,7 @@ counts: $(STAMP)  ## lines and files of each package
 	$(BIN)/python tools/counts.py
 
 # In an environment of its own: the lock must not depend on what it locked the last time.
-lock:  ## write requirements.lock again; UPGRADE=1 looks for newer versions
+lock:  ## write requirements.lock and requirements-cuda.lock again; UPGRADE=1 looks for newer versions
 	@VENV_TOOL=uv==0.13.9 PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" sh tools/make_venv.sh .venv-lock
 	PATH="$(CURDIR)/.venv-lock/bin:$$PATH" python tools/lock.py $(if $(UPGRADE),--upgrade)
 

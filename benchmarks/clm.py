@@ -3,7 +3,9 @@
     python benchmarks/clm.py [--rows 4] [--rounds 3] [--out benchmarks/clm.json]
 
 12 layers, 768 channels, 12 heads, vocabulary 50,257, rows of 512 tokens, float32, no dropout. A step is forward,
-backward and one fused AdamW pass. The plain loop is GPT-2 as one would write it from scratch (`peers.PlainGPT`).
+backward and one fused AdamW pass. The plain loop is GPT-2 as one would write it from scratch (`peers.PlainGPT`). Each
+is timed in processes of its own, which take turns: a step before, then the median of some. Ours has the allocator as
+`sublayer train` sets it (it keeps what a step frees), the others as they come.
 `memory` is the peak resident size of a process of its own during steps, less what it held before the model was made
 and less 16 bytes a parameter for weights, gradients and the optimizer's two moments. `loss` is the largest relative
 difference of two curves of 50 steps from the same weights on the same batches.
@@ -16,8 +18,10 @@ from typing import Any
 
 import peers
 import torch
-from pairs import CLOCKS, Row, apart, arguments, in_a_process, peak_kib, ratios, turns, write
+from pairs import CLOCKS, Row, apart, arguments, in_a_process, peak_kib, ratios, write
 from torch import Tensor, nn
+
+from sublayer.train.frame import keep_freed_memory
 
 Loss = Callable[[Any, dict[str, Tensor]], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -70,24 +74,43 @@ def memory(given: argparse.Namespace) -> int:
     return peak_kib() - before - 16 * parameters // 1024
 
 
+def timed(given: argparse.Namespace) -> float:
+    """Seconds of a step, in this process."""
+    if given.time == "ours":
+        keep_freed_memory()
+    (batch,) = batches(vocabulary(given.quick), given.rows, peers.LENGTH, 1)
+    step, clock = stepping(made(given.time, given.quick), LOSSES[given.time], batch), CLOCKS[given.clock]
+    step()
+    spent = []
+    for _ in range(given.steps):
+        begin = clock()
+        step()
+        spent.append(clock() - begin)
+    return statistics.median(spent)
+
+
 def main() -> None:
     """Measure and write the record."""
     parser = arguments(__doc__, __file__, rounds=3)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3, help="steps of a turn")
+    parser.add_argument("--time", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=LOSSES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.memory:
-        print(memory(given))
+    if given.memory or given.time:
+        print(memory(given) if given.memory else timed(given))
         return
-    (batch,) = batches(vocabulary(given.quick), given.rows, peers.LENGTH, 1)
-    models = {name: made(name, given.quick) for name in LOSSES}
-    forms = {name: stepping(model, LOSSES[name], batch) for name, model in models.items()}
-    spent = turns(forms, given.rounds, CLOCKS[given.clock])
-    del models, forms
+    words = ["--threads", str(given.threads), "--rows", str(given.rows), *(["--quick"] if given.quick else [])]
+    spent: dict[str, list[float]] = {name: [] for name in LOSSES}
+    for turn in range(given.rounds):
+        for name in LOSSES if turn % 2 == 0 else reversed(LOSSES):
+            told = in_a_process(
+                __file__, *words, "--clock", given.clock, "--steps", str(given.steps), "--time", name
+            )  # fmt: skip
+            spent[name].append(float(told))
     short = batches(vocabulary(given.quick), 1, 64, 5 if given.quick else 50)
     curves = {name: peers.curve(made(name, given.quick), short, LOSSES[name]) for name in LOSSES}
-    words = ["--threads", str(given.threads), "--rows", str(given.rows), *(["--quick"] if given.quick else [])]
     beyond = {name: int(in_a_process(__file__, *words, "--memory", name)) / 1024 for name in LOSSES}
     rows = []
     for peer in ("transformers", "plain loop"):

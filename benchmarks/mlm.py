@@ -5,8 +5,9 @@
 Ragged text: documents as they come, all models with 768 channels, 12 heads, FFN 3072 and a vocabulary of 50,265. The
 peer is transformers' RobertaForMaskedLM with its Trainer and masking collator as its documentation shows them, 8
 documents a step, padded to 512 or to the longest of the batch (and cut at 512); ours is what `sublayer train` runs, on
-the same documents packed into rows of 512. What counts is useful tokens a second: those that are no padding. Full
-rows: every row has 512 tokens of one text, the same batch for all.
+the same documents packed into as many rows of 512 as they fill, so that both take in as many tokens a step. What
+counts is useful tokens a second: those that are no padding. A turn is several steps, since how much of a padded batch
+is useful differs from batch to batch. Full rows: every row has 512 tokens of one text, the same batch for all.
 
 `loss` is the largest relative difference of two loss curves of 50 AdamW steps on the same documents with the same
 masks and weights, the peer's padded and ours packed. `--levers` measures what each means to save time is worth: ours
@@ -47,18 +48,20 @@ def ragged(
     steps = given.steps
     base = peers.roberta(layers, given.quick)
     mine = peers.ours(base)
-    rows = PackedRows(peers.packed(ids), words, "mlm", peers.LENGTH, length=DOCUMENTS * steps)
     used = [row[: peers.LENGTH] for row in ids[: DOCUMENTS * steps]]
     useful = sum(map(len, used))
+    longest = sum(max(map(len, used[i : i + DOCUMENTS])) for i in range(0, len(used), DOCUMENTS)) * DOCUMENTS
+    a_step = max(1, round(useful / steps / peers.LENGTH))
+    rows = PackedRows(peers.packed(ids), words, "mlm", peers.LENGTH, length=a_step * steps)
     with tempfile.TemporaryDirectory() as name:
-        trainer = peers.our_trainer(mine, rows, given.rows, steps, name, "mlm", given.threads)
+        trainer = peers.our_trainer(mine, rows, a_step, steps, name, "mlm", given.threads)
         to_512, to_longest = (
             peers.documented_trainer(base, ids, tokenizer, DOCUMENTS, steps, name, to)
             for to in ("max_length", "longest")
         )
         forms = {"ours": trainer.train, "512": to_512.train, "longest": to_longest.train}
         spent = turns(forms, given.rounds, CLOCKS[given.clock])
-    ours = rates(spent["ours"], given.rows * peers.LENGTH * steps)
+    ours = rates(spent["ours"], a_step * peers.LENGTH * steps)
     check = {"loss": agreement(layers, given.quick, ids, words)}
     found = []
     for to, reach in (("512", 4.0), ("longest", 3.0)):
@@ -68,7 +71,9 @@ def ragged(
             Row(
                 f"MLM, ragged text, {layers} layers", f"transformers' Trainer, padded to {to}", ratios(ours, theirs),
                 "at least", reach_here, statistics.median(ours), statistics.median(theirs), "s for 1,000 useful tokens",
-                check, f"{useful} useful tokens in {len(used)} documents: {useful / len(used):.0f} each, cut at 512",
+                check, f"{useful} useful tokens in {steps} steps of {DOCUMENTS} documents, cut at 512: "
+                f"{useful / (len(used) * peers.LENGTH if to == '512' else longest):.0%} of the padded batches; "
+                f"ours in {steps} steps of {a_step} rows",
             )
         )  # fmt: skip
     return found
@@ -192,6 +197,13 @@ def levers(given: argparse.Namespace, layers: int, ids: list[list[int]], words: 
         (slow if lever == "fused optimizer" else optimizer).step()
         mine.zero_grad()
 
+    compiled = torch.compile(mine)
+
+    def step_compiled() -> None:
+        compiled(**batch, loss_only=True).loss.backward()
+        optimizer.step()
+        mine.zero_grad()
+
     names = ["head at masked positions only", "chunked cross entropy", "attention by blocks", "fused optimizer"]
     found = []
     for name in names:
@@ -202,6 +214,18 @@ def levers(given: argparse.Namespace, layers: int, ids: list[list[int]], words: 
                 None, statistics.median(spent["with"]), statistics.median(spent["without"]), "s a step",
             )
         )  # fmt: skip
+    if given.compile:
+        began = time.monotonic()
+        step_compiled()
+        first = time.monotonic() - began
+        spent = turns({"with": step_compiled, "without": step}, given.rounds, CLOCKS[given.clock])
+        found.append(
+            Row(
+                f"not used, {layers} layers: torch.compile", "without it", ratios(spent["with"], spent["without"]),
+                "at least", None, statistics.median(spent["with"]), statistics.median(spent["without"]), "s a step",
+                note=f"the first step, which compiles, took {first:.0f} s",
+            )
+        )  # fmt: skip
     return found
 
 
@@ -210,23 +234,24 @@ def main() -> None:
     parser = arguments(__doc__, __file__, rounds=3)
     parser.add_argument("--data", default="docs", help="as of sublayer train; of a WikiText file its paragraphs")
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 4])
-    parser.add_argument("--rows", type=int, default=DOCUMENTS, help="rows of 512 tokens a step of ours")
-    parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
+    parser.add_argument("--rows", type=int, default=4, help="rows of 512 tokens a step, where all rows are full")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a turn on ragged text")
     parser.add_argument("--levers", action="store_true", help="also what each means is worth, at the fewest layers")
-    parser.add_argument("--only", choices=["ragged", "full"], help="one part")
+    parser.add_argument("--compile", action="store_true", help="with --levers: torch.compile too; wants a C++ compiler")
+    parser.add_argument("--only", choices=["ragged", "full", "levers"], help="one part")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.quick:
-        given.layers, given.rows = [2], 2
+        given.layers, given.rows, given.steps = [2], 2, 2
     began = time.monotonic()
     ids, tokenizer, words = peers.tokenized(given.data, 1000 if given.quick else 8192, 200 if given.quick else 4000)
     # In an order that has nothing to do with the files'.
     ids = [ids[i] for i in np.random.Generator(np.random.Philox(1)).permutation(len(ids))]
     rows: list[Row] = []
     for layers in given.layers:
-        if given.only != "full":
+        if given.only in (None, "ragged"):
             rows += ragged(given, layers, ids, tokenizer, words)
-        if given.only != "ragged":
+        if given.only in (None, "full"):
             rows += full(given, layers, ids, words)
         if given.levers and layers == min(given.layers):
             rows += levers(given, layers, ids, words)

@@ -21,14 +21,31 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def requirements(name: str) -> dict[str, Requirement]:
     """Return the requirements of a file of pins by normal name."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = [Requirement(line.removesuffix("\\")) for line in lines if line and line[0] not in "# "]
     return {re.sub(r"[-_.]+", "-", one.name).lower(): one for one in found}
 
 
-def test_the_lock_pins_exactly() -> None:
-    for pin in requirements("requirements.lock").values():
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda.lock"])
+def test_the_lock_pins_exactly(name: str) -> None:
+    for pin in requirements(name).values():
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is not an exact version"
         assert pin.url is None
+    packages = re.split(r"\n(?=[^ #\n])", (ROOT / name).read_text(encoding="utf-8"))[1:]
+    assert len(packages) == len(requirements(name))
+    for package in packages:
+        first, *hashes = package.strip().split(" \\\n    --hash=sha256:")
+        assert hashes, f"{first} has no hash"
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes), first
+
+
+def test_the_lock_knows_the_builds_of_torch_for_cpus() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    version = str(requirements("requirements.lock")["torch"].specifier).removeprefix("==")
+    builds = [line.split() for line in (ROOT / "tools/torch_cpu.sha256").read_text(encoding="utf-8").splitlines()]
+    assert {re.search(r"cp3(\d+)-", name)[1] for _, name in builds} == {"11", "12", "13"}  # type: ignore[index]
+    for digest, name in builds:
+        assert name.startswith(f"torch-{version}+cpu-")
+        assert digest in lock
 
 
 def test_the_lock_fits_the_metadata() -> None:
@@ -62,8 +79,18 @@ def test_every_import_is_declared() -> None:
 
 def test_no_address_of_a_registry_is_written_down() -> None:
     # Where packages come from is the affair of whoever installs them.
-    for name in ["requirements.lock", "constraints.txt", "pyproject.toml", "Makefile", "tools/make_venv.sh", ".ci/run"]:
-        assert not re.search(r"https?://|--(extra-)?index-url[ =]\S*/|--find-links", (ROOT / name).read_text()), name
+    for name in [
+        "requirements.lock",
+        "requirements-cuda.lock",
+        "constraints.txt",
+        "pyproject.toml",
+        "Makefile",
+        "tools/make_venv.sh",
+        ".ci/run",
+    ]:
+        assert not re.search(
+            r"https?://|--(extra-)?index-url[ =]\S*/|--find-links (?!\"\$fetched\")", (ROOT / name).read_text()
+        ), name
 
 
 def test_supported_pythons_agree() -> None:

@@ -53,8 +53,30 @@ quiet=--quiet
 if [ -t 1 ]; then
     quiet=--progress-bar=on  # somebody is watching
 fi
+# The lock is complete, so nothing beside it may come in (--no-deps); and a file whose hash is not in it is refused.
+# Which build of PyTorch comes is up to where pip looks. Asked for hashes, pip would pass over a build that lies in a
+# folder; so it is fetched first, and installed once its hash is checked.
+fetched=$(mktemp -d)
+trap 'rm -rf "$fetched"' EXIT
+awk '/^[^ ]/ { torch = /^torch==/ } torch' requirements.lock >"$fetched/torch.txt"
+version=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$fetched/torch.txt")
 # shellcheck disable=SC2086
-"$venv/bin/python" -m pip install $quiet ${PIP_ARGS:-} -r requirements.lock
+"$venv/bin/python" -m pip download $quiet ${PIP_ARGS:-} --no-deps --dest "$fetched" "torch==$version"
+"$venv/bin/python" -m pip install $quiet --no-deps --no-index --find-links "$fetched" --require-hashes \
+    -r "$fetched/torch.txt"
+# shellcheck disable=SC2086
+"$venv/bin/python" -m pip install $quiet ${PIP_ARGS:-} --no-deps --require-hashes -r requirements.lock
+# The CUDA build says that it wants NVIDIA's libraries.
+if "$venv/bin/python" -c '
+import sys
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+wanted = [Requirement(line) for line in requires("torch") or []]
+sys.exit(not any(r.name.startswith(("nvidia-", "cuda-")) and (not r.marker or r.marker.evaluate()) for r in wanted))
+'; then
+    # shellcheck disable=SC2086
+    "$venv/bin/python" -m pip install $quiet ${PIP_ARGS:-} --no-deps --require-hashes -r requirements-cuda.lock
+fi
 # The lock holds the build backend too: nothing unpinned is fetched, and nothing beside the lock is installed.
 "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable .
 "$venv/bin/python" -m pip check
