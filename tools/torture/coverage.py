@@ -7,6 +7,7 @@ begins again with another seed until its share of inputs is used up. Needs ather
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -113,8 +114,7 @@ def _shown(path: Path | None, kept: Path | None) -> str:
 
 
 def _child(arguments: list[str]) -> int:
-    import atheris
-
+    atheris: Any = importlib.import_module("atheris")
     kind = arguments[0]
     if kind == "notation":
         with atheris.instrument_imports(include=["sublayer.notation"]):

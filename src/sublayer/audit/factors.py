@@ -18,7 +18,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from sublayer.notation.scalar import ONE, ZERO, Scalar, ScalarError
+from sublayer.notation.numbers import ScalarError
+from sublayer.notation.scalar import ONE, ZERO, Scalar
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]

@@ -20,8 +20,8 @@ from sublayer.audit.meanfield import Fresh, Maps, State, Tape
 from sublayer.audit.result import Stack
 from sublayer.notation import Design, DesignError
 from sublayer.notation.graph import BRANCHES, NORMS
+from sublayer.notation.numbers import ScalarError
 from sublayer.notation.program import Call, Section
-from sublayer.notation.scalar import ScalarError
 
 
 @dataclass(frozen=True)

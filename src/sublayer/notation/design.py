@@ -8,8 +8,8 @@ from typing import Any, Literal
 from sublayer.notation.catalogue import designs, resolve
 from sublayer.notation.errors import DesignError
 from sublayer.notation.normal import NormalForm, normal_form
+from sublayer.notation.numbers import ScalarError
 from sublayer.notation.program import Add, Section
-from sublayer.notation.scalar import ScalarError
 from sublayer.notation.text import MAX_TEXT, LayerRange, check_size
 from sublayer.notation.wiring import read
 

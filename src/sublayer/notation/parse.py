@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from sublayer.notation import graph as g
 from sublayer.notation.catalogue import ambiguous
 from sublayer.notation.errors import DesignError
-from sublayer.notation.scalar import ONE, SYMBOLS, Scalar, ScalarError
+from sublayer.notation.numbers import ScalarError
+from sublayer.notation.scalar import ONE, SYMBOLS, Scalar
 from sublayer.notation.text import Statement, nearest
 
 Value = g.Linear | Scalar

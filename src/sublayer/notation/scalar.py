@@ -15,18 +15,13 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Union
 
+from sublayer.notation.numbers import ScalarError, check_power, check_size, prime_factors, real_power
+
 MAX_TERMS = 32  # monomials in one scalar
-MAX_BITS = 2048  # size of a numerator or denominator
 MAX_EXPONENT = 256
 MAX_POWERS = 12  # powers and sums in each other: each is a bracket or two where it is printed
 MAX_EXPANDED = 4  # whole powers of sums up to this are multiplied out
-LARGEST = Fraction(10) ** 300
 MAX_DIGITS = 12  # decimals longer than this are printed as a fraction
-_TRIAL_DIVISION = 4096
-
-
-class ScalarError(ArithmeticError):
-    """A scalar that has no finite real value, or is too large to handle."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Scalar:
                 raise ScalarError(f"a scalar must be finite, got {value}")
             value = Fraction(repr(value))
         fraction = Fraction(value)
-        _check_size(fraction)
+        check_size(fraction)
         return Scalar((((), fraction),)) if fraction else ZERO
 
     @staticmethod
@@ -164,7 +159,7 @@ class Scalar:
         primitive = Scalar(tuple((m, c / content) for m, c in self.terms)) if len(self.terms) > 1 else ONE
         monomial: Monomial = self.terms[0][0] if len(self.terms) == 1 else ((primitive, Fraction(1)),)
         if p.denominator == 1:
-            _check_power(content, int(p))
+            check_power(content, int(p))
             merged, c = _multiply(tuple((atom, e * p) for atom, e in monomial))
             return _expanded(merged, content ** int(p) * c)
         if content < 0 and (not monomial or _positive(monomial)):
@@ -172,7 +167,7 @@ class Scalar:
         if content < 0 or not (_positive(monomial) or (len(self.terms) > 1)):
             # The sign of the whole is unknown until layer and depth are: keep it in one piece.
             return _of_atom(self, p)
-        factors = [(prime, e * p) for prime, e in _factor(content)]
+        factors = [(prime, e * p) for prime, e in prime_factors(content)]
         merged, c = _multiply(tuple(factors) + tuple((atom, e * p) for atom, e in monomial))
         return _expanded(merged, c)
 
@@ -325,7 +320,7 @@ def _collect(terms: Iterable[tuple[Monomial, Fraction]]) -> Scalar:
     if len(kept) > MAX_TERMS:
         raise ScalarError(f"a scalar may have {MAX_TERMS} terms, got {len(kept)}")
     for _, c in kept:
-        _check_size(c)
+        check_size(c)
     # Symbols before numbers, as people write them: layer + 1.
     kept.sort(key=lambda item: (not item[0], [(_atom_key(a), e) for a, e in item[0]]))
     return Scalar(tuple(kept))
@@ -394,24 +389,6 @@ def _positive(monomial: Monomial) -> bool:
     )
 
 
-def _factor(value: Fraction) -> list[tuple[int, Fraction]]:
-    """A positive fraction as primes with exponents; a large cofactor stands as it is."""
-    factors: list[tuple[int, Fraction]] = []
-    for number, sign in ((value.numerator, 1), (value.denominator, -1)):
-        prime = 2
-        while prime * prime <= number and prime < _TRIAL_DIVISION:
-            count = 0
-            while number % prime == 0:
-                number //= prime
-                count += 1
-            if count:
-                factors.append((prime, Fraction(sign * count)))
-            prime += 1 if prime == 2 else 2
-        if number > 1:
-            factors.append((number, Fraction(sign)))
-    return factors
-
-
 def _monomial_value(monomial: Monomial, symbols: dict[str, int]) -> float:
     product = 1.0
     for atom, exponent in monomial:
@@ -423,29 +400,9 @@ def _monomial_value(monomial: Monomial, symbols: dict[str, int]) -> float:
             base = atom.value(symbols["layer"], symbols["depth"])
         else:
             arguments = (symbols["layer"], symbols["depth"])
-            base = _real_power(atom.base.value(*arguments), atom.exponent.value(*arguments))
-        product *= _real_power(base, exponent)
+            base = real_power(atom.base.value(*arguments), atom.exponent.value(*arguments))
+        product *= real_power(base, exponent)
     return product
-
-
-def _real_power(base: float, exponent: Fraction | float) -> float:
-    result = base ** (int(exponent) if exponent == int(exponent) else float(exponent))
-    if isinstance(result, complex):
-        raise ScalarError(f"{base:g} has no real power {float(exponent):g}")
-    return result
-
-
-def _check_size(value: Fraction) -> None:
-    if value and not 1 / LARGEST <= abs(value) <= LARGEST:
-        raise ScalarError("a number must lie within 1e-300 and 1e300")
-    if max(abs(value.numerator), value.denominator) > LARGEST:  # it is printed as one over the other
-        raise ScalarError("a number must be a fraction of two numbers up to 1e300")
-
-
-def _check_power(base: Fraction, exponent: int) -> None:
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if bits * abs(exponent) > 2 * MAX_BITS:
-        raise ScalarError("the number is too large or too small")
 
 
 ZERO = Scalar(())
