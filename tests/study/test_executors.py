@@ -66,7 +66,7 @@ def test_an_array_job_that_loses_a_machine_and_meets_its_limit_ends_as_undisturb
     where = executors.named("slurm", submit=True, options=["--time=0:10:00"])
     run_study(plan, "array", measure=False, output=None, executor=where)
     log = (here / "array" / "slurm" / "0.txt").read_text()
-    until = time.monotonic() + 100
+    until = time.monotonic() + 200
     while len(happened := (here / "happened.txt").read_text().splitlines()) < 6 and time.monotonic() < until:
         time.sleep(0.1)
     assert happened == ["node 0", "ended 0 -9", "limit 0", "ended 0 143", "ended 0 0", "ended gather.sh 0"], log

@@ -119,4 +119,4 @@ def test_children_are_stopped_when_whoever_started_them_is_killed(tmp_path: Path
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert psutil.wait_procs([child], 20)[1] == []
+    assert psutil.wait_procs([child], 100)[1] == []
