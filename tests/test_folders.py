@@ -60,3 +60,38 @@ def test_a_folder_is_forgotten_only_when_nothing_is_in_it(tmp_path: Path) -> Non
     folders.forget(used)
     assert not empty.exists()
     assert (used / "run.json").exists()
+
+
+def test_a_folder_that_a_process_is_about_to_claim_is_not_forgotten(tmp_path: Path) -> None:
+    """Of two processes that make a folder, the second is refused, and must not remove it under the first."""
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / folders.LOCK, "a") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)  # its second mark is not there yet
+        with pytest.raises(Refused), folders.held(folder, Refused, "in"):
+            pass
+        folders.forget(folder)
+        assert folder.exists()
+    folders.forget(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_that_was_forgotten_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    real, calls = folders._open, []
+
+    def opened(place: Path, refuse: type[ValueError]) -> object:
+        file = real(place, refuse)
+        calls.append(place)
+        if len(calls) == 1:  # another process, between our look and our lock
+            folders.forget(place)
+            assert not place.exists()
+        return file
+
+    monkeypatch.setattr(folders, "_open", opened)
+    with folders.held(folder, Refused, "in"):
+        assert (folder / folders.OWNER).exists()
+        assert (folder / folders.LOCK).exists()
+    assert len(calls) == 2

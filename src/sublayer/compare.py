@@ -8,7 +8,7 @@ from typing import IO, Any
 from sublayer import report
 from sublayer._verb import callable_module
 from sublayer.notation import Design
-from sublayer.study import Plan, Study, run_study
+from sublayer.study import Plan, Study, executors, run_study
 
 
 def compare(
@@ -23,6 +23,9 @@ def compare(
     resume: bool = False,
     output: IO[str] | None = sys.stderr,
     command: Sequence[str] = (),
+    executor: str = "local",
+    submit: bool = False,
+    sbatch: Sequence[str] = (),
     **settings: Any,
 ) -> Study:
     """Train designs side by side on the same batches from the same initial weights; measure; compare; write the report.
@@ -40,14 +43,20 @@ def compare(
         resume: go on with the study in ``out``: run what is missing.
         output: where progress is shown, or ``None``.
         command: the command line to record; default this call.
+        executor: where the runs are carried out: ``local``, this machine; ``ray``, a Ray cluster; ``slurm``, which
+        writes the scripts of an array job and runs nothing, so that all runs of the results are missing.
+        submit: slurm: also submit the scripts.
+        sbatch: slurm: options of sbatch for the scripts, such as ``--partition=gpu``.
 
     Raises:
         DesignError, TrainError, StudyError: for anything a user can mend; nothing has been run then.
     """
+    where = executors.named(executor, submit, sbatch)
     plan = Plan.make(designs, size=size, seeds=seeds, lrs=lrs, **settings)
     return run_study(
-        plan, out, jobs=jobs, measure=measure, resume=resume, output=output, command=command, report=report.write
-    )
+        plan, out, jobs=jobs, measure=measure, resume=resume, output=output, command=command, report=report.write,
+        executor=where,
+    )  # fmt: skip
 
 
 callable_module(__name__)

@@ -48,8 +48,9 @@ def make(folder: Path, refuse: type[ValueError]) -> Path:
 
 def forget(folder: Path) -> None:
     """Remove a folder that holds nothing but marks of processes, none of which works in it."""
-    with contextlib.suppress(OSError):
-        if is_new(folder) and busy(folder) is None:
+    with contextlib.suppress(OSError), open(folder / LOCK, "a", encoding="utf-8") as file:
+        # a process that holds the lock may not have come to its second mark yet
+        if _locked(file, folder) is None and is_new(folder) and busy(folder) is None:
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
@@ -64,7 +65,7 @@ def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None 
     """Hold the folder; ``where`` says in the message what another process is working on.
 
     Args:
-        folder: must exist.
+        folder: made if another process has removed it because nothing was in it.
         refuse: the kind of error.
         where: such as "on the study in".
         wait: seconds to wait for a process that works in it; None: `$SUBLAYER_WAIT`, or not at all. An owner on
@@ -75,8 +76,15 @@ def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None 
     """
     deadline = time.monotonic() + (_patience() if wait is None else wait)
     while True:
-        file = _open(folder, refuse)
-        owner = _locked(file, folder) or _claimed(folder)
+        file = _open(make(folder, refuse), refuse)
+        try:
+            owner = _locked(file, folder)
+            if owner is None and os.fstat(file.fileno()).st_ino != (folder / LOCK).stat().st_ino:
+                raise FileNotFoundError  # the lock of a folder that was removed and made again
+            owner = owner or _claimed(folder)
+        except FileNotFoundError:  # `forget` was faster than we
+            file.close()
+            continue
         if owner is None:
             break
         file.close()

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sublayer.study import StudyError
@@ -93,3 +96,27 @@ def test_a_pool_runs_everything_and_tells_how_each_ended(tmp_path: Path) -> None
     assert codes == {"return": 7, "die": -9, "session": 0}
     assert len(said) == 3
     assert any("die: ended with status -9" in line for line in said)
+
+
+def test_children_are_stopped_when_whoever_started_them_is_killed(tmp_path: Path) -> None:
+    """Nobody would know of them: they would train on beside those that a later command starts."""
+    (tmp_path / "child_of_the_tests.py").write_text(CHILD)
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom sublayer.study.nursery import Nursery\n"
+        "with Nursery() as nursery:\n"
+        "    print(nursery.start('child_of_the_tests', ['wait'], Path(sys.argv[1])).pid, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2] / 'src'}"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log.txt")],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    while not (tmp_path / "log.txt").exists() or "said" not in (tmp_path / "log.txt").read_text():
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert psutil.wait_procs([child], 20)[1] == []

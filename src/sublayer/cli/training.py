@@ -109,6 +109,26 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
 @click.option("--resume", is_flag=True, help="Go on with the study in --out: run only what is missing.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once.  [default: cores / threads, at most 4]")
 @click.option("--no-measure", is_flag=True, help="Do not look inside the models.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where the runs are carried out: on this machine, as an array job of SLURM, or on a Ray cluster.",
+)
+@click.option("--submit", is_flag=True, help="With --executor slurm: submit the scripts, not only write them.")
+@click.option(
+    "--sbatch",
+    multiple=True,
+    metavar="OPTION",
+    help="With --executor slurm: a line for the scripts, such as --sbatch=--time=2:00:00. May be given several times.",
+)
+@click.option(
+    "--index",
+    type=click.IntRange(min=0),
+    help="Run only run INDEX, from 0, of the study that is planned in --out; other processes may work on other runs.",
+)
+@click.option("--gather", is_flag=True, help="Run nothing: write the results of what lies in --out.")
 def compare(
     designs: tuple[str, ...],
     lrs: tuple[float, ...],
@@ -118,12 +138,18 @@ def compare(
     resume: bool,
     jobs: int | None,
     no_measure: bool,
+    executor: str,
+    submit: bool,
+    sbatch: tuple[str, ...],
+    index: int | None,
+    gather: bool,
     **settings: Any,
 ) -> None:
     """Train designs side by side, fairly; measure at every +; write results.json and report.html.
 
     Each DESIGN is a name or an equation; the first is the baseline. Default: post-norm paf input-norm output-norm.
-    With --config a study made of parts (see docs/studies.md) is run as its file says.
+    With --config a study made of parts (see docs/studies.md) is run as its file says. For many machines see
+    docs/executors.md: --index and --gather take a study's settings from its folder, and may be given without others.
     """
     from sublayer.compare import compare as run
     from sublayer.train import distributed
@@ -132,7 +158,19 @@ def compare(
         raise distributed.NotGivenError(
             "a study starts its own processes, and WORLD_SIZE is set; start it without torchrun"
         )
+    if index is not None or gather:
+        from sublayer.cli import tasks
+
+        given = [k for k, v in (settings | {"lr": lrs, "seeds": seeds, "config": config, "jobs": jobs}).items() if v]
+        given += [*designs, *(["executor"] if executor != "local" else [])]
+        tasks.take_up(out, index, gather, given, not no_measure)
+        return
     if config is not None and _is_program(config):
+        if executor != "local":
+            raise click.UsageError(
+                f"a study made of parts runs on one machine, but --executor is {executor}: leave it "
+                "out, or give each part's designs and settings to a study of its own"
+            )
         given = [*designs, *(f"--{k}" for k, v in (settings | {"lr": lrs, "seeds": seeds}).items() if v)]
         _run_program(config, given, out, resume, jobs)
         return
@@ -150,8 +188,17 @@ def compare(
         measure=not no_measure,
         resume=resume,
         command=["sublayer", *sys.argv[1:]],
+        executor=executor,
+        submit=submit,
+        sbatch=sbatch,
         **{k: v for k, v in values.items() if k not in ("seeds", "lrs")},
     )
+    if executor != "slurm":
+        shown(study)
+
+
+def shown(study: Any) -> None:
+    """The end of a study on a terminal: its table, and where the files are."""
     click.echo(f"\n{study}\n")
     click.echo(f"results: {study.folder / 'results.json'}")
     click.echo(f"report:  {study.report}")

@@ -154,7 +154,7 @@ def _claim(specs: Sequence[FinetuneSpec], out: str | os.PathLike[str] | None, re
     begun = (folder / RESULTS).exists() or any((folder / RUNS).glob("*"))
     if begun and not resume:
         raise FinetuneError(f"{folder} holds results already; pass --resume to go on with them, or give another folder")
-    if not begun and folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    if not begun and not folders.is_new(folder):
         raise FinetuneError(f"{folder} is not empty and holds no results of fine-tuning; give a new folder")
     if (folder / RESULTS).exists():
         there = {row["id"] for row in Finetuning.load(folder).results["runs"]}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from sublayer import folders
 from sublayer.study.errors import StudyError
 from sublayer.study.nursery import Forked, Nursery
 from sublayer.study.plan import Plan, PlannedRun
@@ -20,6 +21,7 @@ from sublayer.whole_files import write_atomically
 POLL = 0.2  # seconds between looks at the children
 GRACE = 60.0  # seconds a child has to save its state after a signal
 LINE_EVERY = 15.0  # seconds between lines where the output is no terminal
+FINISHED = ("ok", "diverged")  # states of a run that needs no further work
 TAIL = 2000  # characters of a log's end that are searched for the reason of a failure
 
 
@@ -27,6 +29,7 @@ TAIL = 2000  # characters of a log's end that are searched for the reason of a f
 class _Child:
     run: PlannedRun
     process: "subprocess.Popen[bytes] | Forked"
+    before: dict[str, Any] | None  # what an earlier attempt said about its end
     began: float = field(default_factory=time.monotonic)
 
 
@@ -38,7 +41,7 @@ def run_folder(study: Path, run: PlannedRun) -> Path:
 def finished(study: Path, run: PlannedRun) -> dict[str, Any] | None:
     """The row of a run that needs no further work."""
     row = read_row(study, run)
-    return row if row is not None and row.get("status") in ("ok", "diverged") else None
+    return row if row is not None and row.get("status") in FINISHED else None
 
 
 def read_row(study: Path, run: PlannedRun) -> dict[str, Any] | None:
@@ -73,14 +76,14 @@ def execute(
         measure: whether the runs look at every ``+``.
         flops: training FLOPs per token, by design id, for the records.
         output: where progress is shown, or ``None``.
-        command: the command line of one run from its settings file and folder; for tests and other executors.
+        command: the command line of one run from its settings file and folder; for tests.
     """
     if jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
     waiting = [run for run in plan.runs() if finished(study, run) is None]
     done = len(plan.runs()) - len(waiting)
     children: list[_Child] = []
-    display = _Display(len(plan.runs()), done, output)
+    display = Display(len(plan.runs()), done, output)
     try:
         with terminating(), Nursery() as nursery:
             try:
@@ -92,9 +95,11 @@ def execute(
                     time.sleep(POLL)
                     for child in [c for c in children if c.process.poll() is not None]:
                         children.remove(child)
-                        row = _finish(child, study)
+                        seconds = time.monotonic() - child.began
+                        row = account(study, child.run, child.process.returncode or 0, seconds, child.before)
                         display.finished(child.run, row)
-                    display.show({c.run.id: _progress(study, c.run) for c in children})
+                    if display.due():
+                        display.show({c.run.id: progress(study, c.run) for c in children})
             except BaseException:
                 stop_all([child.process for child in children])
                 raise
@@ -119,6 +124,25 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def write_spec(study: Path, run: PlannedRun) -> Path:
+    """The file that a run's process reads its settings from, written if it is not there as it should be."""
+    path, text = study / "specs" / f"{run.id}.json", run.spec.to_json()
+    try:
+        there = path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        write_atomically(path, text)
+    return path
+
+
+def arguments(study: Path, run: PlannedRun, measure: bool, flops: float | None) -> list[str]:
+    """What `sublayer.train.__main__` is given for one run, which then begins or goes on."""
+    line = [str(write_spec(study, run)), str(run_folder(study, run)), "--resume"]
+    line += [] if measure else ["--no-measure"]
+    return line + (["--flops-per-token", repr(flops)] if flops else [])
+
+
 def _start(
     run: PlannedRun,
     study: Path,
@@ -129,46 +153,45 @@ def _start(
 ) -> _Child:
     folder = run_folder(study, run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").unlink(missing_ok=True)
-    settings = study / "specs" / f"{run.id}.json"
-    write_atomically(settings, run.spec.to_json())
-    log = folder / "output.txt"
+    before, log = read_row(study, run), folder / "output.txt"
     if command is None:
-        line = [str(settings), str(folder), "--resume", "--quiet"]
-        line += [] if measure else ["--no-measure"]
-        line += ["--flops-per-token", repr(flops)] if flops else []
-        return _Child(run, nursery.start("sublayer.train.__main__", line, log))
+        line = [*arguments(study, run, measure, flops), "--quiet"]
+        return _Child(run, nursery.start("sublayer.train.__main__", line, log), before)
     with open(log, "ab") as file:
         # A session of its own: Ctrl-C reaches this process only, which tells the children to save first.
         process = subprocess.Popen(
-            command(settings, folder), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    return _Child(run, process)
+            command(write_spec(study, run), folder),
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    return _Child(run, process, before)
 
 
-def _finish(child: _Child, study: Path) -> dict[str, Any]:
-    """The row of a child that ended; one that could not write its own gets one that says how it died."""
-    row = read_row(study, child.run)
-    if row is not None:
+def account(study: Path, run: PlannedRun, code: int, seconds: float, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The row of a run whose process ended; one that could not write its own gets one that says how it died, unless
+    another process works on the run by now and will write it.
+
+    Args:
+        study: the study's folder.
+        run: which one.
+        code: exit status of its process, below zero if a signal killed it.
+        seconds: how long that took.
+        before: the row that was there when it began.
+    """
+    row = read_row(study, run)
+    if row is not None and row != before:
         return row
-    code, spec = child.process.returncode or 0, child.run.spec
+    spec = run.spec
     if code < 0:
         name = signal.Signals(-code).name
         hint = f"; the system may have been out of memory: give fewer --jobs; {spec.less_memory()}"
         hint = hint if name == "SIGKILL" else ""
         status, reason = "killed", f"killed by {name}{hint}"
     else:
-        status, reason = "failed", _last_line(run_folder(study, child.run) / "output.txt") or f"exit status {code}"
-    row = {
-        "id": child.run.id,
-        "design": spec.design,
-        "seed": spec.seed,
-        "lr": spec.lr,
-        "status": status,
-        "reason": reason,
-    }
-    row |= {"eval_loss": None, "seconds": round(time.monotonic() - child.began, 3)}
-    write_atomically(run_folder(study, child.run) / "run.json", json.dumps(row, indent=2) + "\n")
+        status, reason = "failed", _last_line(run_folder(study, run) / "output.txt") or f"exit status {code}"
+    row = {"id": run.id, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": status, "reason": reason}
+    row |= {"eval_loss": None, "seconds": round(seconds, 3)}
+    if folders.busy(run_folder(study, run)) is None:
+        write_atomically(run_folder(study, run) / "run.json", json.dumps(row, indent=2) + "\n")
     return row
 
 
@@ -194,7 +217,8 @@ def _last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def _progress(study: Path, run: PlannedRun) -> dict[str, Any]:
+def progress(study: Path, run: PlannedRun) -> dict[str, Any]:
+    """How far a run says it is; empty if it says nothing."""
     try:
         facts = json.loads((run_folder(study, run) / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -208,7 +232,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-class _Display:
+class Display:
     """The study's progress: a bar that redraws in a terminal, a line now and then elsewhere."""
 
     def __init__(self, total: int, done: int, output: IO[str] | None) -> None:
@@ -226,11 +250,15 @@ class _Display:
         told = f"held-out loss {loss:.4f}" if loss is not None else f"{row['status']}: {row.get('reason')}"
         self._line(f"[{self._done}/{self._total}] {run.id}: {told} ({row.get('seconds') or 0:.0f} s)")
 
+    def due(self) -> bool:
+        """Whether it is time to show progress again."""
+        past = time.monotonic() - self._shown
+        return self._output is not None and past >= (0.5 if self._terminal else LINE_EVERY)
+
     def show(self, running: Mapping[str, Mapping[str, Any]]) -> None:
-        now = time.monotonic()
-        if self._output is None or now - self._shown < (0.5 if self._terminal else LINE_EVERY):
+        if self._output is None:
             return
-        self._shown = now
+        self._shown = time.monotonic()
         parts = [_describe(name, facts) for name, facts in running.items()]
         if not parts:
             return

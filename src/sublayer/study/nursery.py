@@ -138,7 +138,8 @@ class Nursery:
 
 
 def serve() -> int:
-    """Fork a process for each line of standard input, and tell on standard output of its start and its end."""
+    """Fork a process for each line of standard input, and tell on standard output of its start and its end. When the
+    input ends, tell those that are left to save and stop, and end after them."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no message
     for name in PRELOADED:
@@ -160,15 +161,19 @@ def serve() -> int:
     with selectors.DefaultSelector() as waiting:
         waiting.register(0, selectors.EVENT_READ)
         waiting.register(asked, selectors.EVENT_READ)
-        pending = b""
-        while True:
+        pending, closed = b"", False
+        while not closed or alive:
             for key, _ in waiting.select():
                 if key.fd == asked:
                     os.read(asked, 4096)
                     continue
                 given = os.read(0, 1 << 16)
-                if not given:
-                    return 0
+                if not given:  # closed, or whoever started us is dead: nobody would stop the children
+                    closed = True
+                    waiting.unregister(0)
+                    for pid in alive:
+                        os.kill(pid, signal.SIGTERM)
+                    continue
                 *lines, pending = (pending + given).split(b"\n")
                 for line in lines:
                     pid = _fork(json.loads(line), [asked, answer, out.fileno()])
@@ -179,6 +184,7 @@ def serve() -> int:
                 if found:
                     alive.remove(pid)
                     tell({"what": "ended", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
+    return 0
 
 
 def _fork(wanted: dict[str, Any], ours: Sequence[int]) -> int:

@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sublayer import folders
+from sublayer.folders import is_new
+from sublayer.folders import make as make_folder
 from sublayer.study.errors import StudyError
 from sublayer.study.files import locked
 from sublayer.study.parts import Part, Result, Setting, make
@@ -110,11 +111,13 @@ def run_program(
     Returns:
         The record, as in `results.json`.
     """
-    folder = _claim(program, Path(out), resume)
+    folder = Path(out)
+    _check(program, folder, resume)
     results: dict[str, Result] = {}
     folders = {part.name: folder / "parts" / part.name for part in program.parts}
     record: Json = {}
-    with locked(folder):
+    with locked(make_folder(folder, StudyError)):
+        _check(program, folder, resume)  # another process may have begun a study here meanwhile
         write_atomically(folder / PROGRAM, json.dumps({"sha256": program.sha256(), "config": program.config}, indent=2))
         for part in program.parts:
             place = folders[part.name]
@@ -201,7 +204,7 @@ def _read_result(place: Path) -> Result | None:
         return None
 
 
-def _claim(program: Program, folder: Path, resume: bool) -> Path:
+def _check(program: Program, folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise StudyError(f"{folder} is a file; give a folder for the study")
     if (folder / PROGRAM).exists():
@@ -213,9 +216,8 @@ def _claim(program: Program, folder: Path, resume: bool) -> Path:
             raise StudyError(f"{folder / PROGRAM} cannot be read ({error}): give another folder") from None
         if kept != program.sha256():
             raise StudyError(f"the study in {folder} was begun from another file: give that one, or another folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif not is_new(folder):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
-    return folders.make(folder, StudyError)
 
 
 def _call(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from sublayer.notation import designs as catalogue
 from sublayer.study import claims, stats
 from sublayer.study.execute import read_row, run_folder
-from sublayer.study.plan import Plan, PlannedDesign, price
+from sublayer.study.plan import Plan, PlannedDesign, PlannedRun, price
 from sublayer.train.frame import cores, versions
 
 SCHEMA = "sublayer.study/1"
@@ -30,7 +30,7 @@ def gather(plan: Plan, study: Path, facts: Mapping[str, Any], command: Sequence[
         facts: facts of the data, as `sublayer.train.prepare` gives them.
         command: the command line that made the study.
     """
-    rows = [_row(plan, study, i) for i in range(len(plan.runs()))]
+    rows = [_row(study, run) for run in plan.runs()]
     designs = [_design(plan, planned, int(facts["vocab_size"])) for planned in plan.designs]
     lrs = {p.id: _best_lr(rows, p.id, plan.lrs) for p in plan.designs}
     losses = {p.id: stats.losses_by_seed(rows, p.id, lrs[p.id]) for p in plan.designs}
@@ -80,8 +80,7 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _row(plan: Plan, study: Path, index: int) -> dict[str, Any]:
-    run = plan.runs()[index]
+def _row(study: Path, run: PlannedRun) -> dict[str, Any]:
     row = read_row(study, run)
     if row is None:
         row = {"status": "missing", "reason": "not run yet; --resume runs what is missing", "eval_loss": None}

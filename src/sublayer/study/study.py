@@ -1,6 +1,7 @@
 """`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sublayer import folders
 from sublayer.study.errors import StudyError
-from sublayer.study.execute import execute
-from sublayer.study.files import locked
+from sublayer.study.execute import FINISHED, arguments, execute, finished
+from sublayer.study.files import PLAN, check, choose, locked, planned
 from sublayer.study.plan import Plan
 from sublayer.study.results import gather, read_results, run_cost
 from sublayer.train.frame import cores
@@ -18,7 +19,6 @@ from sublayer.whole_files import write_atomically
 if TYPE_CHECKING:
     import pandas
 
-PLAN = "plan.json"
 MAX_JOBS = 4  # without being asked for more: a run of the tiny size takes about 0.7 GB
 
 
@@ -74,6 +74,10 @@ class Study:
         ]
         return pandas.DataFrame([{c: r.get(c) for c in columns} for r in self.results["runs"]], columns=columns)
 
+    def missing(self) -> list[int]:
+        """Places in the plan of the runs that are not finished: not run, stopped, killed or failed."""
+        return [i for i, row in enumerate(self.results["runs"]) if row["status"] not in FINISHED]
+
     def model(self, design: str, seed: int | None = None) -> Path:
         """Folder of the trained model of one design: a Hugging Face checkpoint."""
         for row in self.results["runs"]:
@@ -103,20 +107,26 @@ def run_study(
     output: IO[str] | None = sys.stderr,
     command: Sequence[str] = (),
     report: Callable[[dict[str, Any], Path, Path], None] | None = None,
+    executor: Callable[..., None] | None = None,
 ) -> Study:
     """Run a plan in its folder and write `results.json`, and `report.html` with ``report``; both also after an
     interruption.
 
-    ``report`` is `sublayer.report.write`, or another function of the results, the study's folder and the page's path.
+    ``report`` is `sublayer.report.write`, or another function of the results, the study's folder and the page's path;
+    ``executor`` one of `sublayer.study.executors`, by default processes of this machine.
     """
-    jobs = _default_jobs(plan) if jobs is None else jobs
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
+    if executor is None:
+        jobs = _default_jobs(plan) if jobs is None else jobs
+    folder = choose(out, resume)
+    check(plan, folder, resume)
     facts = _prepare(plan, output)
-    folder = _claim(plan, out, resume)
+    flops = _flops(plan, facts)
+    folders.make(folder, StudyError)
     line = list(command) or _call(plan, folder)
-    costs = {p.id: run_cost(plan, p, int(facts["vocab_size"])) for p in plan.designs}
     with locked(folder):
+        check(plan, folder, resume)  # another process may have begun a study here meanwhile
         write_atomically(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
         if output is not None:
             count = len(plan.runs())
@@ -127,11 +137,61 @@ def run_study(
                 flush=True,
             )
         try:
-            flops = {i: c["flops_per_token"] for i, c in costs.items()}
-            execute(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
+            (executor or execute)(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
         finally:
             study = _write(plan, folder, facts, line, report)
     return study
+
+
+def gather_study(
+    out: str | Path | None,
+    *,
+    command: Sequence[str] = (),
+    report: Callable[[dict[str, Any], Path, Path], None] | None = None,
+) -> Study:
+    """Write the results and the page of a study from what lies in its folder now, whoever ran it; runs nothing."""
+    folder, plan = planned(out)
+    facts = _prepare(plan, None)
+    with locked(folder):
+        return _write(plan, folder, facts, list(command) or _call(plan, folder), report)
+
+
+def run_one(out: str | Path | None, index: int, *, measure: bool = True) -> int:
+    """Run one run of a study's plan in this process, from where it stands; nothing if it is finished.
+
+    Other processes may work on other runs of the study at the same time.
+
+    Args:
+        out: the study's folder, with the plan that `run_study` wrote there.
+        index: place of the run in the plan, from 0.
+        measure: look at every ``+``.
+
+    Returns:
+        The exit status of `python -m sublayer.train`: 0 ok, 3 diverged, 1 failed, 2 refused, 128 + n stopped by
+        signal n.
+
+    Raises:
+        StudyError, TrainError: no such study, no such run, or no data.
+    """
+    # read once, when torch loads its OpenMP runtime: threads that spin while waiting take the cores from each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    folder, plan = planned(out)
+    runs = plan.runs()
+    if not 0 <= index < len(runs):
+        raise StudyError(f"the study in {folder} has runs 0 to {len(runs) - 1}, got index {index}")
+    run = runs[index]
+    row = finished(folder, run)
+    if row is not None:
+        return 0 if row["status"] == "ok" else 3
+    flops = _flops(plan, _prepare(plan, None))[run.design]
+    from sublayer.train.__main__ import main
+
+    return main(arguments(folder, run, measure, flops))
+
+
+def _flops(plan: Plan, facts: Mapping[str, Any]) -> dict[str, float]:
+    """Training FLOPs per token of each design."""
+    return {p.id: run_cost(plan, p, int(facts["vocab_size"]))["flops_per_token"] for p in plan.designs}
 
 
 def _default_jobs(plan: Plan) -> int:
@@ -146,31 +206,6 @@ def _prepare(plan: Plan, output: IO[str] | None) -> Mapping[str, Any]:
     if output is not None:
         print(f"data: {plan.base.data}", file=output, flush=True)
     return prepare(plan.base).facts
-
-
-def _claim(plan: Plan, out: str | Path | None, resume: bool) -> Path:
-    """The study's folder, made if it is new."""
-    if out is None:
-        folder, number = Path("sublayer-study"), 1
-        while folder.exists() and not resume:
-            number += 1
-            folder = Path(f"sublayer-study-{number}")
-    else:
-        folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise StudyError(f"{folder} is a file; give a folder for the study")
-    if (folder / PLAN).exists():
-        if not resume:
-            raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
-        changed = Plan.load(folder / PLAN).differences(plan)
-        if changed:
-            raise StudyError(
-                f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or "
-                f"another folder"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
-    return folders.make(folder, StudyError)
 
 
 def _write(

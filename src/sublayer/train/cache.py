@@ -35,6 +35,7 @@ from .tokenizer import Vocabulary
 VERSION = 1  # of this module, `documents` and `tokenizer` together: raise it when the same source gives other ids
 ENTRY = "entry.json"
 SPLITS = ("train", "eval")
+_TRIES = 5  # at making an entry, where other processes set it aside meanwhile
 _CHUNK, _CHUNK_SIZE = 512, 4_000_000  # documents encoded at once, and their characters
 _log = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ def prepare(spec: TrainSpec) -> Corpus:
     cache = Path(spec.cache).expanduser() if spec.cache else default_folder()
     folder = cache / key
     corpus = _read(folder, spec)
-    if corpus is None:
+    tries = 0
+    while corpus is None and tries < _TRIES:  # what one process made, another may just have found damaged before
+        tries += 1
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
         work = Path(tempfile.mkdtemp(prefix=f"{key}.making-", dir=cache))
@@ -93,8 +96,8 @@ def prepare(spec: TrainSpec) -> Corpus:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         corpus = _read(folder, spec)
-        if corpus is None:
-            raise TrainError(f"the data cache {folder} cannot be read back; check the disk, or set another")
+    if corpus is None:
+        raise TrainError(f"the data cache {folder} cannot be read back; check the disk, or set another")
     if len(corpus.train.ids) < spec.seq or len(corpus.eval.ids) < spec.seq:
         raise TrainError(
             f"data {spec.data!r} has {len(corpus.train.ids)} training and {len(corpus.eval.ids)} held-out tokens, and "
@@ -248,30 +251,52 @@ def _read(folder: Path, spec: TrainSpec) -> Corpus | None:
     """The entry, or None when there is none or it was damaged (then it is out of the way)."""
     if not folder.is_dir():
         return None
-    try:
-        entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-        problem = None if entry == _signed(entry) else f"{ENTRY} does not match its own hash"
-        for name, expected in entry["files"].items() if problem is None else ():
-            if _hash(folder / name) != expected:
-                problem = f"{name} does not match its hash"
-                break
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"it cannot be read ({error})"
+    entry, problem = _entry(folder)
     if problem is not None:
-        aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.damaged-", dir=folder.parent)) / folder.name
-        folder.rename(aside)
-        _log.warning("the data cache entry %s is damaged (%s): moved to %s, making it again", folder, problem, aside)
+        _set_aside(folder, problem)
         return None
     words = Vocabulary(**{**entry["vocabulary"], "special": tuple(entry["vocabulary"]["special"])})
     if spec.objective == "mlm" and words.mask is None:
         raise TrainError(f"objective mlm needs a tokenizer with a mask token, and {spec.tokenizer!r} has none; use clm")
     # where the text was found and under which name the tokenizer was asked for belong to this run, not to the entry
     facts = {**entry["facts"], "spec": spec.data}
-    train, held_out = (
-        Tokens(np.load(folder / f"{split}.npy", mmap_mode="r"), np.load(folder / f"{split}.starts.npy", mmap_mode="r"))
-        for split in SPLITS
-    )
-    return Corpus(folder, train, held_out, words, facts)
+    names = [folder / f"{split}{kind}.npy" for split in SPLITS for kind in ("", ".starts")]
+    try:
+        arrays = [np.load(name, mmap_mode="r") for name in names]
+    except FileNotFoundError:  # another process has just set it aside
+        return None
+    return Corpus(folder, Tokens(*arrays[:2]), Tokens(*arrays[2:]), words, facts)
+
+
+def _entry(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What an entry says of itself, and what is wrong with it."""
+    try:
+        entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        if entry != _signed(entry):
+            return {}, f"{ENTRY} does not match its own hash"
+        for name, expected in entry["files"].items():
+            if _hash(folder / name) != expected:
+                return {}, f"{name} does not match its hash"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {}, f"it cannot be read ({error})"
+    return dict(entry), None
+
+
+def _set_aside(folder: Path, problem: str) -> None:
+    """Move a damaged entry out of the way. If another process has made it anew since we looked, it stays."""
+    place = Path(tempfile.mkdtemp(prefix=f"{folder.name}.damaged-", dir=folder.parent))
+    aside = place / folder.name
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:  # another process was faster
+        place.rmdir()
+        return
+    if _entry(aside)[1] is None:
+        with contextlib.suppress(OSError):  # a third one may have made it once more
+            aside.rename(folder)
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    _log.warning("the data cache entry %s is damaged (%s): moved to %s, making it again", folder, problem, aside)
 
 
 def _hash(path: Path) -> str:
