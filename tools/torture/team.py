@@ -72,8 +72,9 @@ def start(size: int, action: Callable[[], int], log: Path) -> Members:
     def act(rank: int) -> Callable[[], int]:
         def told() -> int:
             if size > 1:
-                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
-                                  LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+                os.environ.update({name: str(rank) for name in ("RANK", "LOCAL_RANK")})
+                os.environ.update({name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             return action()
 
         return told
