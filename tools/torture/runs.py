@@ -5,6 +5,7 @@ starts no thread and computes no tensor before it forks.
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import os
@@ -28,6 +29,9 @@ from sublayer.train import TrainSpec, runner
 
 for _name in PRELOADED:
     importlib.import_module(_name)
+# what is imported never becomes garbage; to look for it there would copy all of its pages in each forked process
+gc.collect()
+gc.freeze()
 
 WORDS = "the a residual stream norm layer reads writes adds token sees no other document and of in to is by".split()
 LIMIT = 120.0  # seconds that a tiny run may take before it counts as hanging
