@@ -4,6 +4,7 @@ Importing torch and transformers takes seconds, a tiny run takes less than one. 
 starts no thread and computes no tensor before it forks.
 """
 
+import atexit
 import contextlib
 import gc
 import hashlib
@@ -71,6 +72,7 @@ def start(action: Callable[[], int | None], log: Path | None = None) -> int:
     code = 1
     try:
         os.setsid()
+        atexit._clear()  # what is to be done at this process's end, such as removing its folder, is not the child's
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if log is not None:
