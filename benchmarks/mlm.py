@@ -197,6 +197,13 @@ def levers(given: argparse.Namespace, layers: int, ids: list[list[int]], words: 
         (slow if lever == "fused optimizer" else optimizer).step()
         mine.zero_grad()
 
+    compiled = torch.compile(mine)
+
+    def step_compiled() -> None:
+        compiled(**batch, loss_only=True).loss.backward()
+        optimizer.step()
+        mine.zero_grad()
+
     names = ["head at masked positions only", "chunked cross entropy", "attention by blocks", "fused optimizer"]
     found = []
     for name in names:
@@ -205,6 +212,18 @@ def levers(given: argparse.Namespace, layers: int, ids: list[list[int]], words: 
             Row(
                 f"lever, {layers} layers: {name}", "without it", ratios(spent["with"], spent["without"]), "at least",
                 None, statistics.median(spent["with"]), statistics.median(spent["without"]), "s a step",
+            )
+        )  # fmt: skip
+    if given.compile:
+        began = time.monotonic()
+        step_compiled()
+        first = time.monotonic() - began
+        spent = turns({"with": step_compiled, "without": step}, given.rounds, CLOCKS[given.clock])
+        found.append(
+            Row(
+                f"not used, {layers} layers: torch.compile", "without it", ratios(spent["with"], spent["without"]),
+                "at least", None, statistics.median(spent["with"]), statistics.median(spent["without"]), "s a step",
+                note=f"the first step, which compiles, took {first:.0f} s",
             )
         )  # fmt: skip
     return found
@@ -218,7 +237,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows of 512 tokens a step, where all rows are full")
     parser.add_argument("--steps", type=int, default=6, help="steps of a turn on ragged text")
     parser.add_argument("--levers", action="store_true", help="also what each means is worth, at the fewest layers")
-    parser.add_argument("--only", choices=["ragged", "full"], help="one part")
+    parser.add_argument("--compile", action="store_true", help="with --levers: torch.compile too; wants a C++ compiler")
+    parser.add_argument("--only", choices=["ragged", "full", "levers"], help="one part")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.quick:
@@ -229,9 +249,9 @@ def main() -> None:
     ids = [ids[i] for i in np.random.Generator(np.random.Philox(1)).permutation(len(ids))]
     rows: list[Row] = []
     for layers in given.layers:
-        if given.only != "full":
+        if given.only in (None, "ragged"):
             rows += ragged(given, layers, ids, tokenizer, words)
-        if given.only != "ragged":
+        if given.only in (None, "full"):
             rows += full(given, layers, ids, words)
         if given.levers and layers == min(given.layers):
             rows += levers(given, layers, ids, words)

@@ -1,11 +1,14 @@
 """Generation with a cache gives what generation without one gives, for every kind of design."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from sublayer.model import SublayerForCausalLM, SublayerModel
+from sublayer.model.columns import growth
 from tests.model.support import VARIED, same, tiny, tokens
 
 PADDED = (torch.tensor([[0, 0, 5, 8, 3], [2, 9, 4, 1, 7]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]))
@@ -122,3 +125,102 @@ def test_more_tokens_than_learned_positions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"9 tokens exceed max_position_embeddings \(8\)"):
         model(tokens(length=9))
     tiny("input-norm", max_position_embeddings=8, position_embedding="rotary")(tokens(length=9))
+
+
+# -- growing without copies, weights by columns ----------------------------------------------------------------------
+
+
+def test_a_cache_grows_in_the_room_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same keys, values and logits as with a copy for each token, and few copies."""
+    model, text = tiny("residual"), tokens(2, 40)
+
+    def fed(cache: DynamicCache) -> tuple[list[torch.Tensor], set[int]]:
+        logits, places = [], set()
+        for step in range(text.shape[1]):
+            logits.append(model(text[:, step : step + 1], past_key_values=cache).logits)
+            places.add(cache.layers[0].keys.data_ptr())
+        return logits, places
+
+    monkeypatch.setattr("sublayer.model.cache.SPARE", 8)
+    with torch.enable_grad():
+        copied = DynamicCache()
+        expected, _ = fed(copied)
+    with torch.no_grad():
+        grown = DynamicCache()
+        found, places = fed(grown)
+    assert len(places) <= 6
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(grown.layers, copied.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
+
+
+@torch.no_grad()
+def test_caches_that_part_do_not_write_into_each_other() -> None:
+    model, text = tiny("residual"), tokens(1, 9)
+    first = DynamicCache()
+    model(text, past_key_values=first)
+    model(tokens(1, 1, seed=3), past_key_values=first)  # now it has room
+    kept = first.layers[0].keys.clone()
+    other = copy.deepcopy(first)
+    wanted = []
+    for seed, cache in ((5, first), (6, other)):
+        more = tokens(1, 3, seed=seed)
+        wanted.append(model(torch.cat((text, tokens(1, 1, seed=3), more), 1), use_cache=False).logits[:, -3:])
+        assert same(model(more, past_key_values=cache).logits, wanted[-1])
+    assert torch.equal(first.layers[0].keys[..., :10, :], kept)
+    for cache in (first, other):  # cut back, and grown again
+        cache.crop(-3)
+        assert same(model(tokens(1, 3, seed=5), past_key_values=cache).logits, wanted[0])
+    first.batch_repeat_interleave(2)
+    first.crop(-3)
+    assert same(model(tokens(1, 3, seed=6).repeat(2, 1), past_key_values=first).logits[:1], wanted[1])
+
+
+def test_a_cache_of_inference_mode_can_be_continued_outside_of_it() -> None:
+    model, text = tiny("residual"), tokens(1, 9)
+    cache = DynamicCache()
+    with torch.inference_mode():
+        for step in range(6):
+            model(text[:, step : step + 1], past_key_values=cache)
+    with torch.no_grad():
+        last = model(text[:, 6:], past_key_values=cache).logits
+    assert same(last, model(text).logits[:, 6:])
+
+
+@pytest.mark.parametrize("design", ["residual", "x = x + attn(norm(x)) + ffn(norm(x))"])
+def test_weights_lie_by_columns_while_tokens_are_made_and_by_rows_afterwards(design: str) -> None:
+    model = tiny(design, tie_word_embeddings=True, max_position_embeddings=128)
+    before = {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()}
+    up, seen = model.model.layers[0].ffn.up_proj, []
+    handle = model.lm_head.register_forward_pre_hook(lambda *_: seen.append(up.weight.stride()))
+    short = model.generate(tokens(1), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert set(seen) == {(up.in_features, 1)}
+    seen.clear()
+    long = model.generate(tokens(1), max_new_tokens=64, do_sample=False, pad_token_id=0)
+    handle.remove()
+    assert set(seen) == {(1, up.out_features)}
+    assert torch.equal(long[:, : short.shape[1]], short)
+    assert {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()} == before
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        model.generate(tokens(1), max_new_tokens=-100)
+    with pytest.raises(ZeroDivisionError):
+        model.generate(tokens(1), max_new_tokens=64, logits_processor=[lambda *_: 1 / 0])
+    assert {name: (weight.data_ptr(), weight.stride()) for name, weight in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"max_new_tokens": 9}, (2, 9)),
+        ({"max_length": 9}, (2, 2)),
+        ({"max_new_tokens": 9, "num_beams": 3}, (6, 9)),
+        ({"max_new_tokens": 9, "num_return_sequences": 4}, (8, 9)),
+        ({}, (2, 13)),
+    ],
+)
+def test_how_much_will_be_generated(given: dict[str, int], found: tuple[int, int]) -> None:
+    settings = GenerationConfig(max_length=20)
+    assert growth(tokens(2), settings, given) == found
+    assert growth(None, settings, {"input_ids": tokens(2), **given}) == found
+    assert growth(None, settings, {"inputs_embeds": torch.zeros(2, 7, 4), **given}) == found

@@ -82,7 +82,7 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     study = plan(GOOD)
     results = gather(study, tmp_path, FACTS, [])
     assert {r["status"] for r in results["runs"]} == {"missing"}
-    assert results["verdict"] == "No run finished, so nothing can be said."
+    assert results["verdict"] == "No run finished, so nothing can be said. Of 4 runs 4 are not there yet."
     assert any("Not run yet" in c for c in results["caveats"])
 
 

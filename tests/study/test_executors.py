@@ -1,5 +1,6 @@
 """Studies on many machines: an array job of SLURM, a Ray cluster, one run by its index, gathering."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from sublayer.study import Plan, Study, StudyError, executors, gather_study, run_one, run_study
 from sublayer.study.execute import account, read_row, run_folder
-from sublayer.study.executors import cluster, slurm
+from sublayer.study.executors import slurm
 from sublayer.study.files import ranges
 from sublayer.whole_files import write_atomically
 from tests.study.test_execute import GOOD, plan
@@ -139,9 +140,9 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_threads_are_not_left_to_the_machines(tmp_path: Path) -> None:
     any_number = Plan.make(GOOD, size="small", steps=4)
-    for run in (slurm.execute, cluster.execute):
-        with pytest.raises(StudyError, match="give --threads"):
-            run(any_number, tmp_path, output=None)
+    with pytest.raises(StudyError, match="give --threads"):
+        run_study(any_number, tmp_path, output=None, executor=executors.named("slurm"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_run_by_its_index(here: Path) -> None:
@@ -159,6 +160,8 @@ def test_one_run_by_its_index(here: Path) -> None:
     study = gather_study("by-index")
     assert study.missing() == [0]
     assert [r["status"] for r in study.results["runs"]] == ["missing", "ok"]
+    assert "Of 2 runs 1 is not there yet" in study.verdict
+    assert "were lost" not in study.verdict
     before = (run_folder(here / "by-index", two.runs()[1]) / "run.json").stat()
     assert run_one("by-index", 1, measure=False) == 0
     assert (run_folder(here / "by-index", two.runs()[1]) / "run.json").stat() == before
@@ -187,3 +190,50 @@ def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
     if text:
         assert slurm_double.indexes(text) == (sorted(numbers), len(numbers))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'sublayer[ray]'")
+def test_a_ray_cluster_that_loses_a_machine_ends_as_one_machine_does(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    words = ["cluster", "--quick", "--only", "machine", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/torture"), *words], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert out.exists(), done.stdout + done.stderr
+    (line,) = json.loads(out.read_text())["lines"]
+    assert line["holds"], line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--index 0 --gather --out x", "give one of them"),
+        ("--index 0", "give --out FOLDER"),
+        ("--gather --out x", "holds no study"),
+        ("--gather --out x --steps 3", "leave out steps"),
+        ("paf --index 0 --out x --executor ray", "leave out paf, executor"),
+        ("--executor slurm --submit --out x", "not on this machine's PATH"),
+        ("--executor ray --sbatch=--mem=1G --out x", "give --executor slurm too"),
+        ("--executor slurm --sbatch mem=1G --out x", "begins with '-'"),
+        ("--executor slurm --size small --data text.txt --cache cache --vocab-size 300 --out x", "give --threads N"),
+        ("--executor cloud", "is not one of"),
+        ("--config parts.yaml --executor slurm --out x", "runs on one machine"),
+    ],
+)
+def test_the_command_line_refuses_with_one_message(
+    words: str, message: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sublayer.cli import main
+
+    (here / "parts.yaml").write_text("title: t\nquestion: q\nparts: [{kind: train, designs: [paf], steps: 4}]\n")
+    monkeypatch.setenv("PATH", str(here))
+    monkeypatch.setattr(sys, "argv", ["sublayer", "compare", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    assert message in said
+    assert "Traceback" not in said
+    assert not (here / "x" / "plan.json").exists()

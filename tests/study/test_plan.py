@@ -118,3 +118,8 @@ def test_a_damaged_plan_file_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(StudyError, match="letters"):
         Plan.load(path)
+
+
+def test_rates_that_would_share_a_folder_are_refused() -> None:
+    with pytest.raises(StudyError, match="first six digits"):
+        Plan.make(lrs=(1e-3, 1.0000001e-3), steps=4)

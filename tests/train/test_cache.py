@@ -149,3 +149,14 @@ def test_a_missing_tokenizer_and_too_little_text_are_one_message(spec, tmp_path)
         prepare(spec(tokenizer="/nowhere/tokenizer"))
     with pytest.raises(TrainError, match="a row needs 4096 of each; give more text or a smaller seq"):
         prepare(spec(seq=4096))
+
+
+def test_an_entry_that_another_process_has_made_anew_stays(spec, tmp_path):
+    """Two processes find an entry damaged; by the time that the second moves it aside, the first has mended it."""
+    folder = prepare(spec(cache=str(tmp_path))).folder
+    cache._set_aside(folder, "it was damaged when we looked")
+    assert cache._entry(folder)[1] is None
+    assert list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / "taken")
+    cache._set_aside(folder, "and is gone by now")
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]

@@ -8,6 +8,7 @@ sha256 of the weights, against `--executor local`.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -32,6 +33,8 @@ SETTINGS = {
     "--data": "texts", "--cache": "cache",
 }  # fmt: skip
 LIMIT = 500.0  # seconds that a study may take
+TRIALS = ("slurm", "machine", "worker", "sigint", "sigterm")
+QUICK = ("slurm", "machine")
 
 
 class Place:
@@ -124,14 +127,14 @@ def array_job(at: Place) -> table.Line:
 
 
 class Cluster:
-    """A head without CPUs and two workers with one or two each; a context."""
+    """A head without CPUs and two workers with one each; a context."""
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         importlib.import_module("ray")
         made = importlib.import_module("ray.cluster_utils").Cluster
         self._cluster = made(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.nodes = [self._cluster.add_node(num_cpus=cpus) for _ in range(2)]
+        self._nodes: list[Any] = []
         self.address = str(self._cluster.address)
 
     def __enter__(self) -> "Cluster":
@@ -140,10 +143,20 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._cluster.shutdown()
 
-    def raylet(self, number: int) -> psutil.Process:
-        """The process that stands for a worker machine."""
-        (info,) = self.nodes[number].all_processes["raylet"]
-        return psutil.Process(info.process.pid)
+    def machines(self) -> list[psutil.Process]:
+        """The processes that stand for the worker machines, two that live; one that was lost is replaced."""
+        while True:
+            found = [psutil.Process(pid) for pid in map(_raylet, self._nodes) if pid is not None]
+            if len(found) == 2:
+                return found
+            self._nodes = [node for node in self._nodes if _raylet(node) is not None]
+            self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+
+def _raylet(node: Any) -> int | None:
+    """Process id of a node's raylet, if it lives."""
+    (info,) = node.all_processes["raylet"]
+    return info.process.pid if info.process.poll() is None else None
 
 
 def training(process: psutil.Process, study: Path) -> list[psutil.Process]:
@@ -153,6 +166,10 @@ def training(process: psutil.Process, study: Path) -> list[psutil.Process]:
         text = _text(manifest.parent.parent / ".owner")
         owners |= {json.loads(text)["pid"]} if text else set()
     return [child for child in process.children(recursive=True) if child.pid in owners]
+
+
+def _gone(process: psutil.Process) -> bool:
+    return not process.is_running()
 
 
 def _text(path: Path) -> str:
@@ -172,16 +189,15 @@ def wait_for(found: Callable[[], Any], process: "subprocess.Popen[bytes]") -> An
     return None
 
 
-def machine_lost(at: Place, cpus: int) -> table.Line:
+def machine_lost(at: Place, cluster: Cluster) -> table.Line:
     """kill -9 of one of two worker machines: its raylet, its workers, its runs."""
-    with Cluster(cpus) as cluster:
-        process = at.start("--out", "machine", "--executor", "ray", RAY_ADDRESS=cluster.address)
-        raylet = cluster.raylet(0)
-        went = wait_for(lambda: training(raylet, at.folder / "machine"), process) or []
-        for one in [raylet, *raylet.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        at.ended(process, 0)
+    raylet = cluster.machines()[0]
+    process = at.start("--out", "machine", "--executor", "ray", RAY_ADDRESS=cluster.address)
+    went = wait_for(lambda: training(raylet, at.folder / "machine"), process) or []
+    for one in [raylet, *raylet.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    at.ended(process, 0)
     return at.line(
         "Ray, two worker machines, one killed (-9) while its runs train",
         "runs begun again on the other and resumed, results those of one machine",
@@ -189,22 +205,21 @@ def machine_lost(at: Place, cpus: int) -> table.Line:
     )  # fmt: skip
 
 
-def worker_lost(at: Place, cpus: int, times: int) -> table.Line:
+def worker_lost(at: Place, cluster: Cluster, times: int) -> table.Line:
     """kill -9 of the process of Ray that waits for a run; the run itself is told to save by the system."""
-    killed = 0
-    with Cluster(cpus) as cluster:
-        process = at.start("--out", "worker", "--executor", "ray", RAY_ADDRESS=cluster.address)
-        while killed < times:
-            raylet = cluster.raylet(killed % 2)
-            went = wait_for(lambda raylet=raylet: training(raylet, at.folder / "worker"), process)
-            if not went:
-                break
-            parent = went[0].parent()
-            if parent is not None and parent.pid != raylet.pid:
-                parent.kill()
-                killed += 1
-                wait_for(lambda run=went[0]: not run.is_running(), process)
-        at.ended(process, 0)
+    killed, machines = 0, cluster.machines()
+    process = at.start("--out", "worker", "--executor", "ray", RAY_ADDRESS=cluster.address)
+    while killed < times:
+        raylet = machines[killed % 2]
+        went = wait_for(functools.partial(training, raylet, at.folder / "worker"), process)
+        if not went:
+            break
+        parent = went[0].parent()
+        if parent is not None and parent.pid != raylet.pid:
+            parent.kill()
+            killed += 1
+            wait_for(functools.partial(_gone, went[0]), process)
+    at.ended(process, 0)
     return at.line(
         "Ray, the worker process of a run killed (-9)",
         "the run saves, is begun again and resumed, results those of one machine",
@@ -212,16 +227,15 @@ def worker_lost(at: Place, cpus: int, times: int) -> table.Line:
     )  # fmt: skip
 
 
-def stopped(at: Place, cpus: int, number: signal.Signals) -> table.Line:
+def stopped(at: Place, cluster: Cluster, number: signal.Signals) -> table.Line:
     """A signal to the study: its runs save, it ends with 128 + n, and goes on later."""
-    name = f"stopped-{number.name.lower()}"
-    with Cluster(cpus) as cluster:
-        process = at.start("--out", name, "--executor", "ray", RAY_ADDRESS=cluster.address)
-        went = wait_for(lambda: training(psutil.Process(cluster.raylet(0).pid), at.folder / name), process) or []
-        process.send_signal(number)
-        at.ended(process, 128 + number)
-        left = [one for one in went if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        at.run("--out", name, "--executor", "ray", "--resume", RAY_ADDRESS=cluster.address)
+    name, machine = f"stopped-{number.name.lower()}", cluster.machines()[0]
+    process = at.start("--out", name, "--executor", "ray", RAY_ADDRESS=cluster.address)
+    went = wait_for(lambda: training(machine, at.folder / name), process) or []
+    process.send_signal(number)
+    at.ended(process, 128 + number)
+    left = [one for one in went if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    at.run("--out", name, "--executor", "ray", "--resume", RAY_ADDRESS=cluster.address)
     return at.line(
         f"Ray, {number.name} to the study",
         f"status {128 + number}, runs have saved and ended; results of the resumed study those of one machine",
@@ -231,25 +245,35 @@ def stopped(at: Place, cpus: int, number: signal.Signals) -> table.Line:
 
 def main(arguments: list[str] | None = None) -> int:
     parser: argparse.ArgumentParser = table.parser("cluster", __doc__)
-    parser.add_argument("--only", choices=["slurm", "ray"], help="one half of the trial")
+    parser.add_argument("--only", choices=TRIALS, nargs="+", help="some of its parts")
     given = parser.parse_args(arguments)
     began = time.monotonic()
     lines: list[table.Line] = []
-    with_ray = importlib.util.find_spec("ray") is not None and given.only != "slurm"
-    with tempfile.TemporaryDirectory() as temporary:
+    wanted = [name for name in given.only or TRIALS if name in QUICK or not given.quick]
+    with_ray = [name for name in wanted if name != "slurm"]
+    if with_ray and importlib.util.find_spec("ray") is None:
+        print("Ray is not installed, so its half is left out: pip install 'sublayer[ray]'")
+        with_ray = []
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as opened:
         at = Place(Path(temporary), range(1) if given.quick else range(3), 120 if given.quick else 200)
         at.run("--out", "local", "--jobs", "1")
-        trials: list[Callable[[], table.Line]] = [] if given.only == "ray" else [lambda: array_job(at)]
+
+        def add(line: table.Line) -> None:
+            lines.append(line)
+            print(f"{line.promise}: {line.measured}", flush=True)
+
+        if "slurm" in wanted:
+            add(array_job(at))
         if with_ray:
-            trials.append(lambda: machine_lost(at, 1))
-            if not given.quick:
-                trials += [lambda: worker_lost(at, 1, 4)]
-                trials += [lambda: stopped(at, 1, signal.SIGINT), lambda: stopped(at, 1, signal.SIGTERM)]
-        for trial in trials:
-            lines.append(trial())
-            print(f"{lines[-1].promise}: {lines[-1].measured}", flush=True)
-    if not with_ray and given.only != "slurm":
-        print("Ray is not installed, so its half was left out: pip install 'sublayer[ray]'")
+            cluster = opened.enter_context(Cluster())
+            ways: dict[str, Callable[[], table.Line]] = {
+                "machine": lambda: machine_lost(at, cluster),
+                "worker": lambda: worker_lost(at, cluster, 4),
+                "sigint": lambda: stopped(at, cluster, signal.SIGINT),
+                "sigterm": lambda: stopped(at, cluster, signal.SIGTERM),
+            }
+            for name in with_ray:
+                add(ways[name]())
     return table.finish("cluster", given, began, lines, {"ray": _version()})
 
 

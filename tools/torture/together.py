@@ -8,6 +8,7 @@ always alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,8 +31,9 @@ from sublayer.train.cache import prepare
 from torture import runs, table
 
 ROUNDS = {"a run": 60, "a study by index": 40, "tokenised data": 150, "an exported folder": 150, "whole studies": 6}
-QUICK = {"a run": 3, "a study by index": 2, "tokenised data": 6, "an exported folder": 8, "whole studies": 0}
+QUICK = {"a run": 2, "a study by index": 1, "tokenised data": 4, "an exported folder": 6, "whole studies": 0}
 SEEDS = (0, 1)
+Action = Callable[[], object]  # what a process does; a number is its exit status
 
 
 @dataclass
@@ -51,12 +53,13 @@ class Tally:
                 "killed": self.killed, "ended": dict(self.ended), "odd": self.odd[:20]}  # fmt: skip
 
 
-def refusing(action: Callable[[], int | None]) -> Callable[[], int]:
+def refusing(action: Action) -> Callable[[], int]:
     """As the command line: an error of ours, or of the system, is one line and status 2."""
 
     def act() -> int:
         try:
-            return action() or 0
+            found = action()
+            return found if isinstance(found, int) else 0
         except ValueError as error:
             if not type(error).__module__.startswith("sublayer."):
                 raise
@@ -71,7 +74,7 @@ def refusing(action: Callable[[], int | None]) -> Callable[[], int]:
 def at_once(
     tally: Tally,
     draw: random.Random,
-    actions: Sequence[Callable[[], int | None]],
+    actions: Sequence[Action],
     kills: int,
     length: float,
     log: Path,
@@ -127,7 +130,7 @@ def tree(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def alone(action: Callable[[], int | None], log: Path) -> None:
+def alone(action: Action, log: Path) -> None:
     """One process by itself, which must end well. Raises RuntimeError if it does not."""
     code = runs.wait(runs.start(refusing(action), log))
     if code != 0:
@@ -143,7 +146,7 @@ class Kind:
         folder.mkdir(parents=True)
         runs.write_texts(folder / "texts")
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
+    def actions(self, target: Path) -> list[Action]:
         """What the processes of a round do."""
         raise NotImplementedError
 
@@ -169,7 +172,7 @@ class ARun(Kind):
     def spec(self) -> TrainSpec:
         return runs.tiny(self.folder, steps=24)
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
+    def actions(self, target: Path) -> list[Action]:
         spec, count = self.spec(), self.draw.randint(2, 4)
         return [lambda: runs.train(spec, target)] * count
 
@@ -192,20 +195,21 @@ class Indexed(Kind):
     def prepared(self, target: Path) -> None:
         run_study(self.plan(), target, output=None, executor=lambda *_, **__: None)
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
+    def actions(self, target: Path) -> list[Action]:
         def one(index: int) -> Callable[[], int]:
             return lambda: run_one(target, index, measure=False)
 
         def gather() -> None:
             gather_study(target, report=report.write)
 
-        more = self.draw.choice([[one(self.draw.randrange(2))], [gather], [one(0), gather], [gather, gather]])
+        choices: list[list[Action]] = [[one(self.draw.randrange(2))], [gather], [one(0), gather], [gather, gather]]
+        more = self.draw.choice(choices)
         return [one(0), one(1), *more]
 
     def finish(self, target: Path) -> None:
         for index in range(len(SEEDS)):
-            alone(lambda index=index: run_one(target, index, measure=False), self.folder / "alone.txt")
-        alone(lambda: gather_study(target, report=report.write) and 0, self.folder / "alone.txt")
+            alone(functools.partial(run_one, target, index, measure=False), self.folder / "alone.txt")
+        alone(lambda: gather_study(target, report=report.write), self.folder / "alone.txt")
 
     def result(self, target: Path) -> Any:
         rows = json.loads((target / "results.json").read_text(encoding="utf-8"))["runs"]
@@ -220,9 +224,9 @@ class Whole(Indexed):
     def prepared(self, target: Path) -> None:
         pass
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
-        def study(resume: bool) -> Callable[[], None]:
-            return lambda: run_study(self.plan(), target, jobs=1, measure=False, resume=resume, output=None) and None
+    def actions(self, target: Path) -> list[Action]:
+        def study(resume: bool) -> Action:
+            return lambda: run_study(self.plan(), target, jobs=1, measure=False, resume=resume, output=None)
 
         return [study(self.draw.random() < 0.5) for _ in range(self.draw.randint(2, 3))]
 
@@ -230,16 +234,16 @@ class Whole(Indexed):
         given: dict[str, Any] = {"jobs": 1, "measure": False, "resume": True, "output": None, "report": report.write}
         # runs of a study that was killed save before they let go
         os.environ["SUBLAYER_WAIT"] = "60"
-        alone(lambda: run_study(self.plan(), target, **given) and None, self.folder / "alone.txt")
+        alone(lambda: run_study(self.plan(), target, **given), self.folder / "alone.txt")
         del os.environ["SUBLAYER_WAIT"]
 
 
 class Cache(Kind):
     """The same tokenised data, in half of the rounds from an entry that is damaged."""
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
+    def actions(self, target: Path) -> list[Action]:
         spec = runs.tiny(self.folder, cache=str(target))
-        return [lambda: prepare(spec) and None for _ in range(self.draw.randint(2, 4))]
+        return [lambda: prepare(spec) for _ in range(self.draw.randint(2, 4))]
 
     def prepared(self, target: Path) -> None:
         if self.draw.random() < 0.5:
@@ -252,7 +256,7 @@ class Cache(Kind):
 
     def finish(self, target: Path) -> None:
         spec = runs.tiny(self.folder, cache=str(target))
-        alone(lambda: prepare(spec) and None, self.folder / "alone.txt")
+        alone(lambda: prepare(spec), self.folder / "alone.txt")
 
     def result(self, target: Path) -> Any:
         (entry,) = [path for path in target.iterdir() if "." not in path.name]
@@ -269,12 +273,12 @@ class Export(Kind):
         configs = [SublayerConfig(design=name, vocab_size=300, **sizes) for name in ("paf", "post-norm")]
         return [SublayerForCausalLM(config) for config in configs]
 
-    def write(self, target: Path, which: int, overwrite: bool) -> Callable[[], None]:
+    def write(self, target: Path, which: int, overwrite: bool) -> Action:
         from sublayer.hf import export
 
-        return lambda: export(self.models()[which], target, overwrite=overwrite) and None
+        return lambda: export(self.models()[which], target, overwrite=overwrite)
 
-    def actions(self, target: Path) -> list[Callable[[], int | None]]:
+    def actions(self, target: Path) -> list[Action]:
         over = self.draw.random() < 0.5
         self.works = over or not self.before
         return [self.write(target, self.draw.randrange(2), over) for _ in range(self.draw.randint(2, 4))]

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from sublayer.model.cache import append
+
 
 @dataclass
 class Context:
@@ -32,5 +34,4 @@ class Context:
         if self.cache is None:
             return keys, values
         slot, self.slot = self.slot, self.slot + 1
-        seen: tuple[Tensor, Tensor] = self.cache.update(keys, values, slot)
-        return seen
+        return append(self.cache, keys, values, slot)

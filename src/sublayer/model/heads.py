@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, SequenceClassifierOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from sublayer.model.columns import by_columns, growth
 from sublayer.model.config import SublayerConfig
 from sublayer.model.ffn import activation
 from sublayer.model.fused import is_plain_linear
@@ -171,6 +172,12 @@ class SublayerForCausalLM(LanguageModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, with the weights laid out for it where tokens are made one at a time on a CPU."""
+        settings = self.generation_config if generation_config is None else generation_config
+        with by_columns(self, *growth(inputs, settings, kwargs)):
+            return super().generate(inputs, generation_config, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

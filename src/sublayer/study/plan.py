@@ -102,7 +102,9 @@ class Plan:
             quarter = -(-base.total_steps // 4)
             base = base.with_(eval_every=quarter, measure_every=quarter)
         plan = cls(_with_ids(chosen), base, tuple(lrs) or (base.lr,), tuple(seeds))
-        plan.runs()  # every setting is checked before anything starts
+        names = [run.id for run in plan.runs()]  # which also checks every setting before anything starts
+        if len(set(names)) < len(names):
+            raise StudyError(f"learning rates must differ in their first six digits, got {list(lrs)}: give others")
         for planned in plan.designs:
             # Parts that cannot be built, sizes that do not fit and ranges that do not tile are refused here.
             price(planned.of(base))
@@ -111,10 +113,11 @@ class Plan:
     def runs(self) -> tuple[PlannedRun, ...]:
         """Every run, seeds outermost, so that an interrupted study has compared all designs on its first seeds."""
         found: list[PlannedRun] = []
+        each = [(planned, planned.of(self.base)) for planned in self.designs]
         for seed in self.seeds:
             for lr in self.lrs:
-                for planned in self.designs:
-                    spec = planned.of(self.base).with_(seed=seed, lr=lr)
+                for planned, base in each:
+                    spec = base.with_(seed=seed, lr=lr)
                     found.append(PlannedRun(len(found), f"{planned.id}-lr{lr:g}-s{seed}", planned.id, spec))
         return tuple(found)
 

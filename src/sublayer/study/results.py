@@ -16,6 +16,7 @@ from sublayer.study.plan import Plan, PlannedDesign, PlannedRun, price
 from sublayer.train.frame import cores, versions
 
 SCHEMA = "sublayer.study/1"
+NAMED = 20  # of the runs that are missing
 GAP = 0.01  # relative difference of parameters or FLOPs from which a caveat says so
 # What a run's row says about its files, relative to its own folder.
 _FILES = ("metrics", "model", "log")
@@ -186,10 +187,13 @@ def _gap(values: Sequence[float]) -> float:
 def _verdict(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], plan: Plan) -> str:
     """One sentence: which design is best, by how much, and whether the seeds can tell."""
     scored = [r for r in comparison["rows"] if r["mean"] is not None]
-    lost = [r["design"] for r in comparison["rows"] if r["lost"]]
+    gone = {r["design"] for r in rows if r["eval_loss"] is None and r["status"] != "missing"}
+    lost = [r["design"] for r in comparison["rows"] if r["lost"] and r["design"] in gone]
     tail = f" Runs of {_listed(lost)} were lost." if lost else ""
+    missing = sum(r["status"] == "missing" for r in rows)
+    tail += f" Of {len(rows)} runs {missing} {'is' if missing == 1 else 'are'} not there yet." if missing else ""
     if not scored:
-        return "No run finished, so nothing can be said."
+        return f"No run finished, so nothing can be said.{tail}"
     whole = [r for r in scored if not r["lost"]] or scored
     best, *others = sorted(whole, key=lambda r: r["mean"])
     n = best["n"]
@@ -241,7 +245,10 @@ def _caveats(
             found.append(f"{planned.id} has settings of its own, which belong to it: {own}.")
     missing = [r["id"] for r in rows if r["status"] == "missing"]
     if missing:
-        found.append(f"Not run yet: {_listed(missing)}. `--resume` runs them.")
+        named = (
+            _listed(missing) if len(missing) <= NAMED else f"{_listed(missing[:NAMED])} and {len(missing) - NAMED} more"
+        )
+        found.append(f"Not run yet: {named}. `--resume` runs them.")
     return found
 
 

@@ -117,8 +117,14 @@ def run_study(
     """
     if jobs is not None and jobs < 1:
         raise StudyError(f"jobs must be at least 1, got {jobs}")
-    if executor is None:
-        jobs = _default_jobs(plan) if jobs is None else jobs
+    if executor is not None and plan.base.threads is None:
+        raise StudyError(
+            "the last digits of weights depend on the threads of a run, so that they cannot be left to each of several "
+            "machines: give --threads N"
+        )
+    carry_out: Callable[..., None] = executor or execute
+    if jobs is None and executor is None:
+        jobs = _default_jobs(plan)
     folder = choose(out, resume)
     check(plan, folder, resume)
     facts = _prepare(plan, output)
@@ -137,7 +143,7 @@ def run_study(
                 flush=True,
             )
         try:
-            (executor or execute)(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
+            carry_out(plan, folder, jobs=jobs, measure=measure, flops=flops, output=output)
         finally:
             study = _write(plan, folder, facts, line, report)
     return study

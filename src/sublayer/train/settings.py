@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -89,7 +90,7 @@ class Settings:
         Raises:
             TrainError: one does not fit.
         """
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))  # type: ignore[arg-type]  # a class can be hashed, whatever its instances can
         for item in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
             value, kind = getattr(self, item.name), hints[item.name]
             if typing.get_origin(kind) is tuple and isinstance(value, list):
@@ -165,6 +166,11 @@ class Settings:
         """Hash of the settings that decide the weights."""
         values = {k: v for k, v in self.to_dict().items() if k not in self.free_on_resume}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache  # evaluating annotations takes milliseconds, and a large study has thousands of settings
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _matches(value: object, kind: Any) -> bool:

@@ -27,7 +27,6 @@ from sublayer.study.execute import (
     terminating,
     write_spec,
 )  # fmt: skip
-from sublayer.study.executors.slurm import fixed_threads
 from sublayer.study.plan import Plan, PlannedRun
 
 RETRIES = 8  # how often Ray begins a run's task again after the loss of its worker or machine
@@ -73,7 +72,6 @@ def execute(
         flops: not used: each run finds them for itself.
         output: where progress is shown, or None.
     """
-    fixed_threads(plan, "ray")
     ray = library()
     waiting = [run for run in plan.runs() if finished(study, run) is None]
     own = bool(waiting) and not ray.is_initialized()

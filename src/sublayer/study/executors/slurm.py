@@ -105,7 +105,6 @@ def execute(
         submit: also call `sbatch`.
         options: lines for the head of both scripts, such as ``--partition=gpu``.
     """
-    fixed_threads(plan, "slurm")
     waiting = [run for run in plan.runs() if finished(study, run) is None]
     if not waiting:
         _say(output, "every run is finished: nothing to submit")
@@ -147,15 +146,6 @@ def write(plan: Plan, study: Path, array: str, measure: bool, options: Sequence[
         write_atomically(path, text)
         path.chmod(0o755)
     return folder / RUNS, folder / GATHER
-
-
-def fixed_threads(plan: Plan, executor: str) -> None:
-    """The last digits of weights depend on the threads of a run, so that they cannot be left to the machine here."""
-    if plan.base.threads is None:
-        raise StudyError(
-            f"with --executor {executor} the number of threads of a run cannot be left to the machine, since runs of "
-            "different machines are compared: give --threads N"
-        )
 
 
 def _path(folder: Path, pattern: str = "") -> str:

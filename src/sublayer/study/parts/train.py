@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sublayer.study.errors import StudyError
+from sublayer.study.files import PLAN
 from sublayer.study.parts import claim_charts, depth
 from sublayer.study.parts.checkpoints import MADE
 from sublayer.study.parts.part import Part, Result, Setting
 from sublayer.study.plan import Plan
-from sublayer.study.study import PLAN, Study, run_study
+from sublayer.study.study import Study, run_study
 
 LEARNED = 0.1  # nats below the unigram loss
 Json = dict[str, Any]
