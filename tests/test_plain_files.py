@@ -1,5 +1,6 @@
 """Files of settings are plain files with plain values."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sublayer.notation import DesignError, parse
 from sublayer.recipes import RecipeError, load
 from sublayer.study import StudyError, read_config
 from sublayer.train import TrainError, TrainSpec
+from sublayer.train.documents import open_source
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -76,3 +78,27 @@ def test_yaml_that_is_more_than_plain_values_is_refused(
 def test_a_depth_that_nobody_builds_is_refused_at_once() -> None:
     with pytest.raises(DesignError, match="a depth is at most"):
         parse("post-norm").check_depth(1 << 63)
+
+
+@pytest.mark.parametrize("name", ["steps", "seq", "seed", "batch"])
+def test_a_number_that_no_float_holds_is_refused(name: str) -> None:
+    with pytest.raises(TrainError, match=rf"{name} must be at most 2\*\*53, got one of \d+ bits"):
+        TrainSpec.from_dict({"design": "paf", "steps": 10, name: 10**400})
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["digits", "deep"])
+def test_a_line_that_cannot_be_read_has_a_number(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{json.dumps({"text": "one"})}\n{{"text": "two", "n": {value}}}\n')
+    with pytest.raises(TrainError, match="line 2 is not JSON"):
+        list(open_source(str(path)).documents())
+
+
+def test_a_damaged_column_of_text_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a plain word", "another one"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"plain", b"pl\xf0in"))
+    with pytest.raises(TrainError, match="is damaged"):
+        list(open_source(str(path)).documents())

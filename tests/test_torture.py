@@ -25,6 +25,12 @@ def test_the_notation_reads_or_refuses_any_text(tmp_path: Path) -> None:
     assert line["holds"], line
 
 
+@pytest.mark.slow
+def test_any_file_is_read_or_refused(tmp_path: Path) -> None:
+    for line in tried("files", tmp_path, "--count", "12", "--commands", "10")["lines"]:
+        assert line["holds"], line
+
+
 def test_a_trial_that_there_is_not_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/torture"), "no-such-trial"], capture_output=True, text=True, check=False

@@ -84,6 +84,7 @@ def held(folder: Path, refuse: type[ValueError], where: str, wait: float | None 
             owner = owner or _claimed(folder)
         except FileNotFoundError:  # `forget` was faster than we
             file.close()
+            time.sleep(0.01)
             continue
         if owner is None:
             break

@@ -19,7 +19,7 @@ from sublayer.cli import main
 from sublayer.finetune import FinetuneError, FinetuneSpec, Finetuning
 from sublayer.finetune.loop import TaskGuard
 from sublayer.finetune.result import gather, table
-from sublayer.finetune.suite import exit_status
+from sublayer.finetune.suite import _claim, exit_status
 from sublayer.finetune.tasks import TASKS
 
 QUICK: dict[str, Any] = {
@@ -267,3 +267,12 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert "Traceback" not in told
     assert not said
     assert not (tmp_path / "out" / "finetune.json").exists()
+
+
+def test_results_that_were_killed_before_they_began_may_begin_again(tmp_path: Path) -> None:
+    for name in (".lock", ".owner"):
+        (tmp_path / name).write_text("{}")
+    assert _claim([], tmp_path, resume=False) == tmp_path
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(FinetuneError, match="not empty"):
+        _claim([], tmp_path, resume=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sublayer import signed
+from sublayer import folders, signed
 from sublayer.study import Plan, StudyError
 from sublayer.study.execute import execute, finished, run_folder
 from sublayer.study.results import gather
@@ -184,3 +184,28 @@ def test_two_processes_do_not_share_a_study(tmp_path: Path) -> None:
         other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert "another process works on the study" in other.stderr
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+def test_a_study_that_was_killed_before_its_plan_was_written_may_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marks are all that it left; and another process that has begun meanwhile is not overwritten."""
+    import sublayer.study.study as module
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".owner").write_text(json.dumps({"pid": 2**30, "place": folders.place()}))
+    monkeypatch.setattr(module, "_prepare", lambda plan, output: FACTS)
+    monkeypatch.setattr(module, "execute", lambda plan, folder, **_: None)
+    run_study(plan(GOOD), folder, output=None)
+
+    def other(plan_: Plan, output: object) -> dict[str, object]:  # while we look at the data
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "plan.json").write_text(json.dumps(plan(LOST).to_dict()))
+        return FACTS
+
+    monkeypatch.setattr(module, "_prepare", other)
+    with pytest.raises(StudyError, match="holds a study already"):
+        run_study(plan(GOOD), tmp_path / "taken", output=None)
+    assert json.loads((tmp_path / "taken" / "plan.json").read_text()) == plan(LOST).to_dict()

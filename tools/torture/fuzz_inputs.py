@@ -3,6 +3,7 @@
 Everything is a function of a `random.Random`, so that a failure is found again by its number.
 """
 
+import copy
 import json
 import os
 import random
@@ -200,13 +201,13 @@ def spoilt_tree(rng: random.Random, tree: Any) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = [path for path in _places(tree) if path]
         if not places:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         path = rng.choice(places)
         how = rng.randrange(8)
 
         def change(inside: Any, key: Any, how: int = how) -> None:
             if how <= 3:
-                inside[key] = rng.choice(VALUES)
+                inside[key] = copy.deepcopy(rng.choice(VALUES))  # or a later change would change the list
             elif how == 4:
                 del inside[key]
             elif how == 5 and isinstance(inside, dict):
@@ -224,7 +225,7 @@ def spoilt_tree(rng: random.Random, tree: Any) -> Any:
 
         _changed(tree, path, change)
         if rng.random() < 0.03:
-            tree = rng.choice(VALUES)
+            tree = copy.deepcopy(rng.choice(VALUES))
         if not isinstance(tree, dict | list):
             return tree
     return tree

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sublayer import plain_files
 from sublayer.audit.result import AuditError
 
 ENTRY_POINTS = "sublayer.architectures"
@@ -88,7 +89,7 @@ def config_of(name: str) -> Any:
             raise AuditError(f"a path must exist; got {name!r}; name a config.json, or a folder that holds one")
         return _loaded(name, name, hub=True)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(plain_files.read_bytes(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AuditError(f"a config must be JSON; {str(path)!r} is not ({first_line(error)}); {REMEDY}") from error
     if not isinstance(state, dict):

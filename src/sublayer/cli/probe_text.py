@@ -88,7 +88,7 @@ def _tokenizer(folder: str | None) -> Any:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (
         Exception
     ):  # a folder without a tokenizer raises whatever its files lead to; the caller says that ids are random

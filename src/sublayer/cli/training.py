@@ -107,7 +107,11 @@ def _numbers(kind: type, name: str) -> Callable[[click.Context, click.Parameter,
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the study.  [default: sublayer-study]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out: run only what is missing.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once.  [default: cores / threads, at most 4]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at once.  [default: cores / threads, at most 4; with slurm and ray as many as there is room for]",
+)
 @click.option("--no-measure", is_flag=True, help="Do not look inside the models.")
 @click.option(
     "--executor",

@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sublayer import plain_files
 from sublayer.hf.errors import CheckpointError
 
+MOST_INDEX = 128 * 1024 * 1024  # bytes; the largest published ones have some millions
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _DTYPES = {
@@ -55,9 +57,9 @@ def _where(folder: Path) -> dict[str, Path]:
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            places = {str(name): folder / Path(str(file)).name for name, file in listed.items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            listed = json.loads(plain_files.read_bytes(index, MOST_INDEX).decode("utf-8"))["weight_map"]
+            places = {str(name): folder / _inside(file) for name, file in listed.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index} must hold a weight_map of tensor names to files, and does not ({error}): download it again"
             ) from error
@@ -78,6 +80,13 @@ def _where(folder: Path) -> dict[str, Path]:
             "when opened: load the checkpoint with transformers where you trust it, and save_pretrained() it"
         )
     raise CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}: give a folder with the weights of a model")
+
+
+def _inside(file: Any) -> str:
+    """The name of a file of the folder itself."""
+    if not isinstance(file, str) or not file or Path(file).name != file or file == ".." or "\\" in file or "\0" in file:
+        raise ValueError(f"{str(file)[:80]!r} is not the name of a file in this folder")
+    return file
 
 
 def size_in_bytes(size: int | str) -> int:

@@ -1,10 +1,12 @@
 """`load`: a checkpoint of transformers as a Sublayer model with the same function."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,6 +17,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 import sublayer.model as models
+from sublayer import plain_files
 from sublayer.hf.errors import CheckpointError
 from sublayer.hf.families import FAMILIES
 from sublayer.hf.family import Family
@@ -24,7 +27,7 @@ from sublayer.hf.schema import HEADS, Schema, head_of, quiet, schema_of
 from sublayer.hf.translation import sublayer_config
 from sublayer.hf.verification import check_design
 from sublayer.model import SublayerConfig, SublayerPreTrainedModel
-from sublayer.notation import Design, parse
+from sublayer.notation import Design, DesignError, parse
 
 logger = logging.get_logger(__name__)
 
@@ -170,8 +173,19 @@ def _from_folder(
     found = head_of(config.architectures, head)
     model = _build(config, found, files.names(), files.read, dtype, layout, verify, attention)
     if (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = _generation(folder)
     return model
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    file = folder / "generation_config.json"
+    try:
+        plain_files.read_bytes(file)  # a plain file of an honest size
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # it checks its values with errors of many kinds
+        raise CheckpointError(
+            f"{file} must hold settings of generate(), and does not ({_brief(error)}): correct or remove it"
+        ) from error
 
 
 def _build(
@@ -185,7 +199,14 @@ def _build(
     attention: str | None,
 ) -> SublayerPreTrainedModel:
     family = family_of(config.model_type)
-    ours = sublayer_config(family, config, layout)
+    try:
+        ours = sublayer_config(family, config, layout)
+    except (CheckpointError, DesignError):
+        raise
+    except Exception as error:  # sizes that no model has break one rule or another
+        raise CheckpointError(
+            f"config.json must describe a {config.model_type} model, and does not ({_brief(error)}): correct it"
+        ) from error
     schema = schema_of(config, head)
     ours.source_checkpoint = {**(ours.source_checkpoint or {}), "head": head, "architecture": schema.architecture}
     if verify:
@@ -299,9 +320,28 @@ def _own(
             f"architectures ({named!r}) names no Sublayer model: give head=, one of {', '.join(HEADS)}"
         )
     WeightFiles(folder)  # a pickle is refused with the reason
-    model: SublayerPreTrainedModel = kind.from_pretrained(folder, dtype=dtype or "auto", attn_implementation=attention)
+    try:
+        with quiet():
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True,
+                use_safetensors=True,
+            )  # fmt: skip
+    except Exception as error:  # transformers raises very many kinds
+        raise CheckpointError(
+            f"config.json and weights of {folder} must be those of one {kind.__name__}: {_brief(error)}; get both again"
+        ) from error
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):  # transformers would draw such weights anew
+        if found.get(problem):
+            raise CheckpointError(
+                f"the weights of {folder} must be those of a {kind.__name__}: {problem.replace('_', ' ')} "
+                f"{', '.join(sorted(map(str, found[problem]))[:6])}; get both again, or give another head="
+            )
     model.kept_aside = {}
-    return model
+    return cast(SublayerPreTrainedModel, model)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -309,16 +349,19 @@ def _config(folder: Path) -> PreTrainedConfig:
     if not file.is_file():
         raise CheckpointError(f"{folder} has no config.json: give the folder of a checkpoint, or a model id of the Hub")
     try:
-        values, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
+        values = json.loads(plain_files.read_bytes(file).decode("utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} must hold one JSON object, and cannot be read ({error}): download it again"
         ) from error
     kind = values.get("model_type")
     if kind != SublayerConfig.model_type:
         family_of(str(kind))
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "an unnamed method")
+    if quantised := values.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        method = method or "an unnamed method"
         raise CheckpointError(
             f"weights must be plain numbers to be mapped exactly, and these are quantised by {method}: load them with "
             "transformers, dequantize(), save_pretrained(), and load that"

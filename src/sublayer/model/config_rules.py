@@ -114,17 +114,22 @@ def _check_choices(config: Any) -> None:
             )
 
 
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number up to ``most``, and up to what any model has heads."""
+    return max((n for n in range(1, min(number, most, 4096) + 1) if number % n == 0), default=1)
+
+
 def _check_heads(config: Any) -> None:
     hidden, heads = config.hidden_size, config.num_attention_heads
     if config.head_dim is None and hidden % heads:
-        near = max((n for n in range(1, heads + 1) if hidden % n == 0), default=1)
+        near = _divisor(hidden, heads)
         raise ValueError(
             f"hidden_size ({hidden}) must be divisible by num_attention_heads ({heads}): use hidden_size "
             f"{hidden + heads - hidden % heads} or {near} heads, or give head_dim"
         )
     groups = config.num_key_value_heads
     if groups is not None and heads % groups:
-        near = max(n for n in range(1, groups + 1) if heads % n == 0)
+        near = _divisor(heads, groups)
         raise ValueError(
             f"num_attention_heads ({heads}) must be divisible by num_key_value_heads ({groups}): "
             f"use {near} key-value heads"

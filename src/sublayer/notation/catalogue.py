@@ -73,13 +73,18 @@ def ambiguous(name: str) -> str | None:
 
 def nearest(name: str) -> str | None:
     """The catalogue name or alias that is spelled most like ``name``; ``None`` if none is close."""
-    spelled = {key(each): each for entry in designs() for each in (entry.name, *entry.aliases)}
+    spelled = _spelled()
     found = difflib.get_close_matches(key(name), spelled, n=1, cutoff=0.6)
     return spelled[found[0]] if found else None
 
 
+@cache
+def _spelled() -> dict[str, str]:
+    return {key(each): each for entry in designs() for each in (entry.name, *entry.aliases)}
+
+
 # A name has no "=", no brackets and no section label; every equation has at least one of them.
-_NAME = re.compile(r"\s*[^\W\d][\w .*+\-\u2010-\u2015\u2212]*\s*")
+_NAME = re.compile(r"[^\W\d][\w .*+\-\u2010-\u2015\u2212]*")
 
 
 def resolve(text: str) -> Entry | None:
@@ -88,12 +93,12 @@ def resolve(text: str) -> Entry | None:
     Raises:
         DesignError: for a name that means two designs, that the notation cannot express, or that is in no catalogue.
     """
-    if not _NAME.fullmatch(text):
+    shown = text.strip()  # in the pattern, white space at both ends would take quadratic time
+    if not _NAME.fullmatch(shown):
         return None
     entry = lookup(text)
     if entry is not None:
         return entry
-    shown = text.strip()
     start = text.index(shown)
     meanings = ambiguous(text)
     if meanings is not None:

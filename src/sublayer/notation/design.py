@@ -10,7 +10,7 @@ from sublayer.notation.errors import DesignError
 from sublayer.notation.normal import NormalForm, normal_form
 from sublayer.notation.program import Add, Section
 from sublayer.notation.scalar import ScalarError
-from sublayer.notation.text import MAX_TEXT, LayerRange
+from sublayer.notation.text import MAX_TEXT, LayerRange, check_size
 from sublayer.notation.wiring import read
 
 FORMAT = 1  # version of Design.to_dict
@@ -27,7 +27,8 @@ class Design:
         ranges: the layer ranges of the block sections; one, covering all, unless ``block[a:b]`` is used.
     """
 
-    __slots__ = ("_form", "_text", "name")
+    __slots__ = ("_fits", "_form", "_text", "name")
+    _fits: set[int]  # depths that were checked; `layer` asks again for each layer
     _form: NormalForm
     _text: str
     name: str | None
@@ -36,6 +37,7 @@ class Design:
         object.__setattr__(self, "_form", form)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "_text", _print(form))
+        object.__setattr__(self, "_fits", set())
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Design cannot be changed; parse a new one instead of setting {name}")
@@ -91,6 +93,8 @@ class Design:
     def check_depth(self, depth: int) -> None:
         """Raise DesignError unless the layer ranges cover each of ``depth`` layers once and every scalar is finite
         there."""
+        if depth in self._fits:
+            return
         if depth < 0:
             raise DesignError(f"a depth is at least 0, got {depth}")
         if depth > MOST_LAYERS:  # each is looked at
@@ -111,15 +115,19 @@ class Design:
                 expected="a last range such as block[25%:]",
             )
         for layers, section in self._form.blocks:
-            for layer in range(layers.resolve(depth)[0] + 1, layers.resolve(depth)[1] + 1):
-                self._check_scalars(section, layer, depth)
-        self._check_scalars(self._form.embed, 0, depth)
-        self._check_scalars(self._form.final, 0, depth)
+            start, stop = layers.resolve(depth)
+            self._check_scalars(section, range(start + 1, stop + 1), depth)
+        self._check_scalars(self._form.embed, range(1), depth)
+        self._check_scalars(self._form.final, range(1), depth)
+        self._fits.add(depth)
 
     @staticmethod
-    def _check_scalars(section: Section, layer: int, depth: int) -> None:
-        for step in section.steps:
-            for scalar, _ in step.terms if isinstance(step, Add) else ():
+    def _check_scalars(section: Section, layers: range, depth: int) -> None:
+        adds = (step for step in section.steps if isinstance(step, Add))
+        # a rational number was checked where it was read
+        varying = [scalar for step in adds for scalar, _ in step.terms if scalar.constant is None]
+        for layer in layers if varying else ():
+            for scalar in varying:
                 try:
                     scalar.value(layer, depth)
                 except ScalarError as error:
@@ -233,7 +241,9 @@ def _normalise(text: str) -> NormalForm:
     form = normal_form(read(text))
     joined = _joined(form)
     # Joining ranges may leave a stream that nothing reads: read what will be printed, once more.
-    return form if joined is form else normal_form(read(_print(joined)))
+    form = form if joined is form else normal_form(read(_print(joined)))
+    check_size(_print(form))  # names that stand for values were put in place, so it may be larger than `text`
+    return form
 
 
 def _joined(form: NormalForm) -> NormalForm:

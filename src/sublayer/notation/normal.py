@@ -70,10 +70,10 @@ class _Canonical:
     def orders(self) -> list[tuple[Colours, dict[str, int]]]:
         """Complete orders of the nodes and streams; more than one only where symmetric nodes tie."""
         results: list[tuple[Colours, dict[str, int]]] = []
-        stack = [self.refine(self._initial(), {s: min(i, 1) for i, s in enumerate(self.wiring.streams)})]
+        stack = [(self._initial(), {s: min(i, 1) for i, s in enumerate(self.wiring.streams)})]
         tries = max(1, min(MAX_TRIES, MAX_WORK // max(1, len(self.vertices))))
         while stack and len(results) < tries:
-            colours, streams = stack.pop()
+            colours, streams = self.refine(*stack.pop())  # here: most of what is on the stack is never tried
             tied = self._first_tie(colours)
             if tied is None:
                 results.append((colours, self._order_streams(streams)))
@@ -81,7 +81,7 @@ class _Canonical:
             for chosen in tied[: tries - len(results)]:
                 split = {v: 2 * c for v, c in colours.items()}
                 split[chosen] -= 1
-                stack.append(self.refine(split, streams))
+                stack.append((split, streams))
         return results
 
     def _order_streams(self, streams: dict[str, int]) -> dict[str, int]:

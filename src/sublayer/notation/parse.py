@@ -275,6 +275,8 @@ class Reader:
                 )
             args.append(value)
         self.calls += 1
+        if self.calls > g.MAX_OPERATORS:  # here, because a sum of n calls costs n times n
+            raise self.fail(statement, node, f"a design has at most {g.MAX_OPERATORS} operator calls, got more")
         if op in g.WEIGHTLESS:
             group = -1
         elif label:

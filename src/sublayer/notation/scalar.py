@@ -18,6 +18,7 @@ from typing import Union
 MAX_TERMS = 32  # monomials in one scalar
 MAX_BITS = 2048  # size of a numerator or denominator
 MAX_EXPONENT = 256
+MAX_POWERS = 12  # powers and sums in each other: each is a bracket or two where it is printed
 MAX_EXPANDED = 4  # whole powers of sums up to this are multiplied out
 LARGEST = Fraction(10) ** 300
 MAX_DIGITS = 12  # decimals longer than this are printed as a fraction
@@ -45,6 +46,13 @@ class Scalar:
     """A factor of a term: a real number that may depend on ``layer`` (1..depth) and ``depth``."""
 
     terms: tuple[tuple[Monomial, Fraction], ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)  # fractions are slow to hash, and each node of a graph asks again
 
     @staticmethod
     def number(value: int | float | Fraction) -> "Scalar":
@@ -78,6 +86,13 @@ class Scalar:
         if len(self.terms) == 1 and not self.terms[0][0]:
             return self.terms[0][1]
         return None
+
+    @cached_property
+    def nesting(self) -> int:
+        """How many powers and sums stand in each other at most."""
+        parts = [atom for monomial, _ in self.terms for atom, _ in monomial]
+        inner = [(a,) if isinstance(a, Scalar) else (a.base, a.exponent) for a in parts if not isinstance(a, int | str)]
+        return max((1 + each.nesting for pair in inner for each in pair), default=0)
 
     @property
     def negative(self) -> bool:
@@ -296,7 +311,9 @@ def _decimal(value: Fraction) -> tuple[str, str]:
             digits += 1
         if scaled.denominator == 1:
             text = str(scaled.numerator).rjust(digits + 1, "0")
-            return f"{text[:-digits]}.{text[-digits:]}", "1"
+            text = f"{text[:-digits]}.{text[-digits:]}"
+            if Fraction(repr(float(text))) == value:  # as it will be read
+                return text, "1"
     return str(value.numerator), str(value.denominator)
 
 
@@ -355,7 +372,10 @@ def _expanded(monomial: Monomial, coefficient: Fraction) -> Scalar:
 
 
 def _of_atom(atom: "Atom", exponent: Fraction) -> Scalar:
-    return Scalar(((((atom, exponent),), Fraction(1)),))
+    made = Scalar(((((atom, exponent),), Fraction(1)),))
+    if made.nesting > MAX_POWERS:
+        raise ScalarError(f"powers and sums may nest {MAX_POWERS} deep in a number")
+    return made
 
 
 def _atom_key(atom: "Atom") -> tuple[int, str, int]:
@@ -418,8 +438,8 @@ def _real_power(base: float, exponent: Fraction | float) -> float:
 def _check_size(value: Fraction) -> None:
     if value and not 1 / LARGEST <= abs(value) <= LARGEST:
         raise ScalarError("a number must lie within 1e-300 and 1e300")
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise ScalarError("the number is too large or too small")
+    if max(abs(value.numerator), value.denominator) > LARGEST:  # it is printed as one over the other
+        raise ScalarError("a number must be a fraction of two numbers up to 1e300")
 
 
 def _check_power(base: Fraction, exponent: int) -> None:

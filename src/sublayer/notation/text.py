@@ -15,7 +15,9 @@ MAX_NUMBER = 400  # characters of one number
 MAX_WORD = 64  # characters of a word that a nearest spelling is looked for
 
 SECTIONS = ("embed", "block", "final")
-_LABEL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(\[[^\]\n;]*\])?\s*:(?!=)")
+_FOREIGN = re.compile(r"[^\n\t\r -~]|[\"'`\\]")
+_MARKS = re.compile(r"[()\[\];\n]")
+_LABEL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:(\[[^\]\n;]*\])\s*)?:(?!=)")
 
 
 @dataclass(frozen=True)
@@ -126,27 +128,31 @@ def _clean(text: str) -> str:
     if len(text) > MAX_TEXT:
         raise DesignError(f"a design is at most {MAX_TEXT} characters, got {len(text)}")
     text = re.sub(r"#[^\n]*", lambda m: " " * len(m.group()), text)
-    for i, c in enumerate(text):
-        if not (c in "\n\t" or " " <= c <= "~"):
-            if c == "\r":
-                continue
-            raise DesignError(
-                f"the notation is plain ASCII, got character {c!a}",
-                text,
-                i,
-                expected="letters, digits and + - * / ** ( ) = ; :",
-            )
+    if found := _FOREIGN.search(text):
+        c, i = found.group(), found.start()
         if c in "\"'`\\":
             raise DesignError(
                 f"{c} has no meaning in the notation", text, i, expected="names, numbers and + - * / ** ( ) = ; :"
             )
+        raise DesignError(
+            f"the notation is plain ASCII, got character {c!a}",
+            text,
+            i,
+            expected="letters, digits and + - * / ** ( ) = ; :",
+        )
     return text.replace("\r", " ").replace("\t", " ")
+
+
+def check_size(text: str) -> None:
+    """Raise DesignError where a text is too long or nests too deep to be read."""
+    _pieces(_clean(text), text)
 
 
 def _pieces(clean: str, text: str) -> list[tuple[int, str]]:
     """Statements by ``;`` and newlines outside brackets, each with its offset."""
     pieces, begin, stack = [], 0, list[tuple[str, int]]()
-    for i, c in enumerate(clean):
+    for mark in _MARKS.finditer(clean):
+        i, c = mark.start(), mark.group()
         if c in "([":
             stack.append((c, i))
             if len(stack) > MAX_NESTING:

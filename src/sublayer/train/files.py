@@ -149,8 +149,9 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Document]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TrainError(f"{path}, line {number} is not JSON ({error.msg}); write one object a line") from None
+            except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists without end
+                why = getattr(error, "msg", None) or " ".join(str(error).split())[:120]
+                raise TrainError(f"{path}, line {number} is not JSON ({why}); write one object a line") from None
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
                 has = f"fields {', '.join(map(repr, record))}" if isinstance(record, dict) else type(record).__name__
@@ -175,8 +176,15 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
 
     def texts() -> Iterator[Any]:
         with table:
-            for batch in table.iter_batches(1024, columns=["text"]):
-                yield from batch.column(0).to_pylist()
+            batches = table.iter_batches(1024, columns=["text"])
+            while True:
+                try:
+                    rows = next(batches).column(0).to_pylist()
+                except StopIteration:
+                    return
+                except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                    raise TrainError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+                yield from rows
 
     return _records(texts(), name, str(path))
 

@@ -21,6 +21,8 @@ from sublayer import signed
 
 from .errors import TrainError
 
+MOST = 2**53  # of any whole number
+
 
 class Loop(Protocol):
     """What the training loop (`trainer`, `callbacks`, `frame`) reads of a run's settings."""
@@ -98,6 +100,9 @@ class Settings:
                 object.__setattr__(self, item.name, value)
             if not _matches(value, kind):
                 raise TrainError(f"{item.name} must be {_describe(kind)}, got {value!r}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and abs(number) > MOST:  # what follows computes with floats
+                    raise TrainError(f"{item.name} must be at most 2**53, got one of {number.bit_length()} bits")
 
     def with_(self, **settings: Any) -> Self:
         """A copy with some settings changed, checked again."""

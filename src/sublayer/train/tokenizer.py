@@ -79,7 +79,7 @@ def load(name: str | Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(str(name))
+        found = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:  # the library and the network raise very many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainError(f"cannot load the tokenizer {str(name)!r}: {lines[0]}") from error

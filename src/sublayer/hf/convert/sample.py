@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sublayer.hf.convert.errors import ConvertError
+from sublayer.hf.errors import CheckpointError
 from sublayer.model import SublayerPreTrainedModel
 
 TOKENS, ROW = 1024, 128  # tokens of a sample, at most, and of a row of it
@@ -104,7 +105,11 @@ def _batch(model: SublayerPreTrainedModel, row: list[int], tokenizer: Any) -> di
 
 
 def tokenizer_of(folder: str | Path) -> Any:
-    """The fast tokenizer in a checkpoint folder, or None where there is none. No code of the folder is run."""
+    """The fast tokenizer in a checkpoint folder, or None where there is none. No code of the folder is run.
+
+    Raises:
+        CheckpointError: its file cannot be read.
+    """
     path = Path(folder)
     if not (path / "tokenizer.json").is_file():
         return None
@@ -113,4 +118,10 @@ def tokenizer_of(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception:  # the library raises many kinds for a class that it does not know; the file itself says enough
+        pass
+    try:
         return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+    except Exception as error:  # the reader of the file raises plain exceptions
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'} cannot be read ({' '.join(str(error).split())[:200]}): get the file again"
+        ) from error

@@ -24,10 +24,10 @@ from sublayer.study.execute import (
     progress,
     read_row,
     run_folder,
-    terminating,
     write_spec,
 )  # fmt: skip
 from sublayer.study.plan import Plan, PlannedRun
+from sublayer.train.stopping import Interrupted, StopOnSignal
 
 RETRIES = 8  # how often Ray begins a run's task again after the loss of its worker or machine
 WAIT = 180  # seconds that a run waits for its former process to let go of its folder
@@ -62,7 +62,7 @@ def execute(
     machine, or on this machine alone.
 
     A run takes as many CPUs as it has threads, and a GPU if the cluster has any and its `device` is `auto`. On Ctrl-C
-    or SIGTERM the runs are told to save and stop, and the signal is raised again.
+    or SIGTERM the runs are told to save and stop, and `Interrupted` is raised, a KeyboardInterrupt.
 
     Args:
         plan: what to run.
@@ -95,9 +95,12 @@ def _carry_out(
     display = Display(total, total - len(waiting), output)
     running: dict[Any, tuple[PlannedRun, dict[str, Any] | None, float]] = {}
     try:
-        with terminating():
+        # a signal is noted and not raised: from within Ray, SystemExit comes out with another status
+        with StopOnSignal() as stop, stop.patiently():
             try:
                 while waiting or running:
+                    if stop.received is not None:
+                        raise Interrupted(stop.received)
                     while waiting and len(running) < jobs:
                         run = waiting.pop(0)
                         folder = run_folder(study, run)

@@ -125,7 +125,7 @@ def _mean_distance(model: Any, original: Any, held: Sequence[dict[str, Tensor]])
 def _encoder(checkpoint: str, seq: int) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
 
     def encode(texts: Sequence[str]) -> dict[str, Tensor]:
         found = tokenizer(list(texts), padding=True, truncation=True, max_length=seq, return_tensors="pt")
