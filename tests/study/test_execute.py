@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sublayer import folders
+from sublayer import folders, signed
 from sublayer.study import Plan, StudyError
 from sublayer.study.execute import execute, finished, run_folder
 from sublayer.study.results import gather
@@ -77,6 +77,20 @@ def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
     started = [len((run_folder(tmp_path, r) / "started").read_text()) for r in runs]
     # Finished and diverged runs stay; the missing one and the killed one ran again.
     assert started == [1, 2, 1, 2]
+
+
+def test_a_damaged_run_is_not_taken_for_finished(tmp_path: Path) -> None:
+    study = plan(GOOD, seeds=(0,))
+    execute(study, tmp_path, output=None, command=child)
+    first, second = (run_folder(tmp_path, run) / "run.json" for run in study.runs())
+    signed.write(first, json.loads(first.read_text()))
+    signed.write(second, json.loads(second.read_text()))
+    first.write_text(first.read_text().replace("5.0", "4.0", 1))  # a better loss
+    assert finished(tmp_path, study.runs()[0]) is None
+    row, other = gather(study, tmp_path, FACTS, [])["runs"]
+    assert (row["status"], other["status"]) == ("missing", "ok")
+    assert "was changed or damaged" in row["reason"]
+    assert "--resume" in row["reason"]
 
 
 def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sublayer import signed
 from sublayer.notation import DesignError
-from sublayer.study import DEFAULT_DESIGNS, Plan, StudyError, read_config
+from sublayer.study import DEFAULT_DESIGNS, Plan, StudyError, files, read_config
 from sublayer.train import TrainError
 
 
@@ -118,6 +119,24 @@ def test_a_damaged_plan_file_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(StudyError, match="letters"):
         Plan.load(path)
+
+
+def test_a_changed_byte_in_a_plan_is_found(tmp_path: Path) -> None:
+    path, plan = tmp_path / "plan.json", Plan.make(["paf"], seeds=(3,), steps=7)
+    signed.write(path, plan.to_dict())
+    assert Plan.load(path) == plan
+    assert Plan.make(**read_config(path)) == plan
+    text = path.read_text()
+    path.write_text(text.replace('"steps": 7', '"steps": 8'))
+    assert path.read_text() != text
+    for read in (Plan.load, read_config):
+        with pytest.raises(StudyError, match=r"changed or damaged.*remove file_sha256 if you changed it yourself"):
+            read(path)
+    with pytest.raises(StudyError, match="changed or damaged"):
+        files.planned(tmp_path)
+    files.check(plan, tmp_path, resume=True)
+    assert (tmp_path / "damaged-plan.json-1").exists()
+    assert not path.exists()
 
 
 def test_rates_that_would_share_a_folder_are_refused() -> None:

@@ -66,6 +66,18 @@ def test_a_damaged_entry_is_set_aside_and_made_again(spec, tmp_path, caplog, vic
     assert np.array_equal(again.train.ids, ids)
 
 
+@pytest.mark.parametrize("name", ["tokenizer/special_tokens_map.json", "entry.json"])
+def test_what_is_added_to_an_entry_is_damage_too(spec, tmp_path, caplog, name):
+    """A tokenizer reads whatever lies in its folder; blanks in JSON change no value and are found all the same."""
+    target = prepare(spec(cache=str(tmp_path))).folder / name
+    with open(target, "a") as file:
+        file.write(" " if target.name == "entry.json" else '{"mask_token": "the"}')
+    with caplog.at_level(logging.WARNING):
+        again = prepare(spec(cache=str(tmp_path)))
+    assert "is damaged" in caplog.text
+    assert not (again.folder / "tokenizer/special_tokens_map.json").exists()
+
+
 def test_two_processes_at_once_and_a_third_that_died(spec, tmp_path):
     one = spec(cache=str(tmp_path / "cache"))
     left = tmp_path / "cache" / "abc.making-1"

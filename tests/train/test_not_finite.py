@@ -106,6 +106,14 @@ CASES = {
         output(LostOnTheWayBack.apply, f"{LAYER}.attn"), {"accumulation": 2},
         f"the gradient is nan at step 1; it began in the backward pass of layer 1, term attn: {LAYER}.attn (mul)",
     ),
+    "the way back through the last term of a block": (
+        output(LostOnTheWayBack.apply, f"{LAYER}.stream_norm"), {"design": "paf"},
+        f"the gradient is nan at step 1; it began in the backward pass of layer 1, term stream_norm: {LAYER}.stream_",
+    ),
+    "the way back through the embedding": (
+        output(LostOnTheWayBack.apply, "model.embed_tokens"), {"dropout": 0.0},
+        "the gradient is nan at step 1; it began in the backward pass of model.embed_tokens (mul)",
+    ),
     "the loss": (loss, {}, "the loss is nan at step 1; it began in the forward pass of the loss (mul)"),
 }  # fmt: skip
 

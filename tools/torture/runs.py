@@ -4,7 +4,9 @@ Importing torch and transformers takes seconds, a tiny run takes less than one. 
 starts no thread and computes no tensor before it forks.
 """
 
+import atexit
 import contextlib
+import gc
 import hashlib
 import importlib
 import os
@@ -28,6 +30,9 @@ from sublayer.train import TrainSpec, runner
 
 for _name in PRELOADED:
     importlib.import_module(_name)
+# what is imported never becomes garbage; to look for it there would copy all of its pages in each forked process
+gc.collect()
+gc.freeze()
 
 WORDS = "the a residual stream norm layer reads writes adds token sees no other document and of in to is by".split()
 LIMIT = 120.0  # seconds that a tiny run may take before it counts as hanging
@@ -67,6 +72,7 @@ def start(action: Callable[[], int | None], log: Path | None = None) -> int:
     code = 1
     try:
         os.setsid()
+        atexit._clear()  # what is to be done at this process's end, such as removing its folder, is not the child's
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if log is not None:

@@ -20,7 +20,8 @@ import torch
 import transformers.integrations.integration_utils as integrations
 from transformers import TrainerCallback
 
-from sublayer.train import TrainSpec
+from sublayer.study import Plan, run_study
+from sublayer.train import TrainSpec, finished
 from torture import runs, table
 
 # name -> (settings of the run, options of `run`)
@@ -28,16 +29,25 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "evaluation at every step": ({"eval_every": 1}, {}),
     "evaluation at every third step": ({"eval_every": 3}, {}),
     "evaluation of more rows at every step": ({"eval_every": 1, "eval_rows": 9}, {}),
+    "evaluation of one row at every second step": ({"eval_every": 2, "eval_rows": 1}, {}),
     "measuring at the start and the end": ({}, {"measure": True}),
     "measuring at every step": ({"measure_every": 1}, {"measure": True}),
     "measuring more rows at every second step": ({"measure_every": 2, "measure_rows": 4}, {"measure": True}),
     "a tracker": ({"report_to": ("dice",)}, {}),
     "progress shown": ({}, {"progress": sys.stderr}),
+    "logging at every second step": ({"log_every": 2}, {}),
     "logging at every seventh step": ({"log_every": 7}, {}),
     "one worker": ({"workers": 1}, {}),
+    "two workers": ({"workers": 2}, {}),
     "three workers": ({"workers": 3}, {}),
+    "three workers, evaluation and measuring at every step": (
+        {"workers": 3, "eval_every": 1, "measure_every": 1},
+        {"measure": True},
+    ),
     "saving at every step": ({"save_steps": 1}, {}),
+    "saving at every third step": ({"save_steps": 3}, {}),
     "saving never": ({"save_steps": 0}, {}),
+    "one checkpoint kept": ({"keep": 1}, {}),
     "five checkpoints kept": ({"keep": 5}, {}),
     "another cache": ({"cache": None}, {}),
 }
@@ -73,6 +83,27 @@ def stopped(spec: TrainSpec, out: Path) -> int:
     return runs.train(spec.with_(measure_every=1), out, measure=measure)
 
 
+def with_jobs(top: Path, spec: TrainSpec) -> dict[str, bool]:
+    """A study with one, two and three runs at once, measured or not: whether its runs have the same weights."""
+    base = {key: value for key, value in spec.to_dict().items() if key not in ("design", "seed", "lr")}
+    plan = Plan.make(["post-norm", "paf"], seeds=(0, 1), lrs=(1e-2,), size="tiny", **base)
+    found: dict[str, str] = {}
+    for jobs, measure in ((1, False), (2, False), (3, False), (2, True)):
+        out = top / f"jobs-{jobs}-{measure}"
+
+        def act(jobs: int = jobs, measure: bool = measure, out: Path = out) -> int:
+            run_study(plan, out, jobs=jobs, measure=measure, output=None)
+            return 0
+
+        code = runs.wait(runs.start(act, top / f"{out.name}.txt"), 600)
+        rows = [finished(out / "runs" / one.id) for one in plan.runs()]
+        found[f"a study with {jobs} jobs{', measured' if measure else ''}"] = str(
+            (code, [row and row["weights_sha256"] for row in rows])
+        )
+    first = next(iter(found.values()))
+    return {name: told == first and "None" not in told for name, told in found.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = table.parser("settings", __doc__).parse_args(arguments)
     began = time.monotonic()
@@ -96,12 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
             code = runs.wait(runs.start(again, folder / "log.txt"))
             same[f"all at once in resuming, accumulation {accumulation}"] = code == 0 and runs.weights(out) == expected
             if accumulation == 1:
+                same |= {} if given.quick else with_jobs(folder, spec)
                 differ = {name: runs.whole(spec.with_(**one), folder / name.replace(" ", "-")) != expected
                           for name, one in MATTERS.items()}  # fmt: skip
     good = sum(same.values())
     lines = [
         table.Line(
-            "evaluation, measuring, tracker, progress, log, worker and saving settings changed, each alone",
+            "evaluation, measuring, tracker, progress, log, worker, saving and job settings changed, each alone",
             "weights unchanged",
             f"unchanged in {good} of {len(same)}",
             good == len(same) > 0,

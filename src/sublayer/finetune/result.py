@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import html
-import json
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sublayer import signed
 from sublayer.train.frame import cores
 
 from .errors import FinetuneError
@@ -46,12 +46,13 @@ class Finetuning:
         """
         path = Path(folder) / RESULTS
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            results = signed.read(path)
+        except signed.Damaged as error:
+            raise FinetuneError(f"{error}; --resume writes it again from the runs") from None
+        except OSError as error:
             raise FinetuneError(f"{path} holds no results of fine-tuning: {error}") from None
-        if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-            has = results.get("schema") if isinstance(results, dict) else type(results).__name__
-            raise FinetuneError(f"{path} must have schema {SCHEMA!r}, got {has!r}")
+        if results.get("schema") != SCHEMA:
+            raise FinetuneError(f"{path} must have schema {SCHEMA!r}, got {results.get('schema')!r}")
         return cls(Path(folder), results)
 
     def to_dict(self) -> dict[str, Any]:

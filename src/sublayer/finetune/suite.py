@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from sublayer import folders
+from sublayer import folders, signed
+from sublayer.train import kept
 from sublayer.train.frame import cores, finished
-from sublayer.whole_files import write_atomically
 
 from .data import read, tasks_in
 from .errors import FinetuneError
@@ -156,7 +155,8 @@ def _claim(specs: Sequence[FinetuneSpec], out: str | os.PathLike[str] | None, re
         raise FinetuneError(f"{folder} holds results already; pass --resume to go on with them, or give another folder")
     if not begun and not folders.is_new(folder):
         raise FinetuneError(f"{folder} is not empty and holds no results of fine-tuning; give a new folder")
-    if (folder / RESULTS).exists():
+    # the runs hold all that it says, and which runs were asked for is all that is looked up in it
+    if signed.read_or_set_aside(folder / RESULTS, "and written again from the runs") is not None:
         there = {row["id"] for row in Finetuning.load(folder).results["runs"]}
         lost = sorted(there - {run_id(spec) for spec in specs})
         if lost:
@@ -171,16 +171,16 @@ def _write(specs: Sequence[FinetuneSpec], folder: Path, command: Sequence[str]) 
     rows = []
     for spec in specs:
         place = folder / RUNS / run_id(spec)
-        try:
-            row = json.loads((place / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        row, problem = kept.read_row(place)
+        if row is None or problem is not None:
+            why = f"{problem}; --resume runs it again" if problem else "not run yet; --resume runs what is missing"
             row = {
                 "id": run_id(spec), "task": spec.task, "seed": spec.seed, "status": "missing", "score": None,
-                "reason": "not run yet; --resume runs what is missing",
+                "reason": why,
             }  # fmt: skip
         rows.append({**row, "folder": place.relative_to(folder).as_posix()})
     results = gather(rows, command)
-    write_atomically(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    signed.write(folder / RESULTS, results)
     return results
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,16 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from sublayer import folders
+from sublayer import folders, signed
 from sublayer.study.errors import StudyError
 from sublayer.study.nursery import Forked, Nursery
 from sublayer.study.plan import Plan, PlannedRun
+from sublayer.train import kept
 from sublayer.whole_files import write_atomically
 
 POLL = 0.2  # seconds between looks at the children
 GRACE = 60.0  # seconds a child has to save its state after a signal
 LINE_EVERY = 15.0  # seconds between lines where the output is no terminal
 FINISHED = ("ok", "diverged")  # states of a run that needs no further work
+_log = logging.getLogger("sublayer")
 TAIL = 2000  # characters of a log's end that are searched for the reason of a failure
 
 
@@ -45,12 +48,12 @@ def finished(study: Path, run: PlannedRun) -> dict[str, Any] | None:
 
 
 def read_row(study: Path, run: PlannedRun) -> dict[str, Any] | None:
-    """What a run wrote about itself at its end, or ``None``."""
-    try:
-        row = json.loads((run_folder(study, run) / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What a run wrote about itself at its end; ``None``, with a warning, where that was damaged since."""
+    row, problem = kept.read_row(run_folder(study, run))
+    if problem is not None:
+        _log.warning("%s; the run is taken for one that is not finished", problem)
         return None
-    return row if isinstance(row, dict) else None
+    return row
 
 
 def execute(
@@ -191,7 +194,7 @@ def account(study: Path, run: PlannedRun, code: int, seconds: float, before: dic
     row = {"id": run.id, "design": spec.design, "seed": spec.seed, "lr": spec.lr, "status": status, "reason": reason}
     row |= {"eval_loss": None, "seconds": round(seconds, 3)}
     if folders.busy(run_folder(study, run)) is None:
-        write_atomically(run_folder(study, run) / "run.json", json.dumps(row, indent=2) + "\n")
+        signed.write(run_folder(study, run) / kept.RESULT, row)
     return row
 
 

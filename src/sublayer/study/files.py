@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from sublayer import folders
+from sublayer import folders, signed
 from sublayer.study.errors import StudyError
 from sublayer.study.plan import Plan
 
@@ -39,16 +39,17 @@ def check(plan: Plan, folder: Path, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise StudyError(f"{folder} is a file; give a folder for the study")
-    if (folder / PLAN).exists():
-        if not resume:
-            raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
+    if (folder / PLAN).exists() and not resume:
+        raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
+    # each run has its settings beside it, so a plan that was lost can be written again
+    if signed.read_or_set_aside(folder / PLAN, "and written again from the settings given") is not None:
         changed = Plan.load(folder / PLAN).differences(plan)
         if changed:
             raise StudyError(
                 f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or "
                 f"another folder"
             )
-    elif not folders.is_new(folder):
+    elif not folders.is_new(folder) and not (resume and (folder / "runs").is_dir()):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
 
 

@@ -6,6 +6,7 @@ use when it forks. Importing takes seconds, a small run may take less. Imports n
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -144,6 +145,8 @@ def serve() -> int:
     os.dup2(2, 1)  # what an import prints is no message
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a search for garbage in a child reads all that was imported, and copies its pages
     telling = threading.Lock()
 
     def tell(what: dict[str, Any]) -> None:

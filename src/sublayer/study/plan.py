@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sublayer import plain_files
+from sublayer import plain_files, signed
 from sublayer.cost import Cost, Sizes, cost
 from sublayer.notation import Design, parse
 from sublayer.study.errors import StudyError
@@ -166,12 +166,11 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         """Read a plan that a study wrote."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return cls.from_dict(signed.read(path))
+        except signed.Damaged as error:
+            raise StudyError(f"{error}; restore it, or remove {signed.KEY} if you changed it yourself") from None
+        except OSError as error:
             raise StudyError(f"cannot read the plan {path}: {error}") from None
-        if not isinstance(data, dict):
-            raise StudyError(f"{path} is no plan: it holds {type(data).__name__}, not an object")
-        return cls.from_dict(data)
 
     def differences(self, other: "Plan") -> list[str]:
         """What another plan changes, in words; empty when all runs of this one may be kept."""
@@ -217,7 +216,7 @@ def read_config(path: Path) -> dict[str, Any]:
     run."""
     data = read_yaml(path)
     if "format" in data and "setup" in data:
-        return _of_plan(Plan.from_dict(data))
+        return _of_plan(Plan.load(path) if signed.KEY in data else Plan.from_dict(data))
     for key in ("designs", "seeds", "lrs"):
         if key in data and not isinstance(data[key], list):
             raise StudyError(f"{key} in {path} must be a list, got {data[key]!r}")

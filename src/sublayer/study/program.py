@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sublayer import signed
 from sublayer.folders import is_new
 from sublayer.folders import make as make_folder
 from sublayer.study.errors import StudyError
@@ -118,7 +119,7 @@ def run_program(
     record: Json = {}
     with locked(make_folder(folder, StudyError)):
         _check(program, folder, resume)  # another process may have begun a study here meanwhile
-        write_atomically(folder / PROGRAM, json.dumps({"sha256": program.sha256(), "config": program.config}, indent=2))
+        signed.write(folder / PROGRAM, {"sha256": program.sha256(), "config": program.config})
         for part in program.parts:
             place = folders[part.name]
             found = _read_result(place)
@@ -127,10 +128,10 @@ def run_program(
                 with _clocked(place / SPENT):
                     found = part.run(Setting(place, jobs, output, dict(results), dict(folders), page))
                 found.facts.setdefault("seconds", _spent(place / SPENT))
-                write_atomically(place / RESULT, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
+                signed.write(place / RESULT, asdict(found), indent=1)
             results[part.name] = found
             record = _record(program, results, command or _call(folder))
-            write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
+            signed.write(folder / RECORD, record, indent=1)
             if write is not None:
                 write(record, folder)
     return record
@@ -157,10 +158,12 @@ def _clocked(file: Path) -> Iterator[None]:
 def read_record(folder: Path) -> Json:
     """The record of a study that was run before."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = signed.read(folder / RECORD)
+    except signed.Damaged as error:
+        raise StudyError(f"{error}; `sublayer compare --resume` writes it again") from None
+    except OSError as error:
         raise StudyError(f"{folder / RECORD} holds no record of a study: {error}") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+    if record.get("schema") != SCHEMA:
         raise StudyError(f"{folder / RECORD} must have schema {SCHEMA!r}")
     return record
 
@@ -197,10 +200,11 @@ def _record(program: Program, results: Mapping[str, Result], command: Sequence[s
 
 
 def _read_result(place: Path) -> Result | None:
-    """What a finished part wrote at its end."""
+    """What a finished part wrote at its end; None, with a warning, where that was damaged since."""
     try:
-        return Result(**json.loads((place / RESULT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = signed.read_or_set_aside(place / RESULT, "and the part is run again")
+        return None if found is None else Result(**found)
+    except (OSError, TypeError):
         return None
 
 
@@ -211,8 +215,8 @@ def _check(program: Program, folder: Path, resume: bool) -> None:
         if not resume:
             raise StudyError(f"{folder} holds a study already; pass --resume to go on with it, or give another folder")
         try:
-            kept = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            kept = signed.read(folder / PROGRAM).get("sha256")
+        except (OSError, signed.Damaged) as error:
             raise StudyError(f"{folder / PROGRAM} cannot be read ({error}): give another folder") from None
         if kept != program.sha256():
             raise StudyError(f"the study in {folder} was begun from another file: give that one, or another folder")

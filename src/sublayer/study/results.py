@@ -2,17 +2,18 @@
 no torch."""
 
 import datetime
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sublayer import signed
 from sublayer.notation import designs as catalogue
 from sublayer.study import claims, stats
-from sublayer.study.execute import read_row, run_folder
+from sublayer.study.execute import run_folder
 from sublayer.study.plan import Plan, PlannedDesign, PlannedRun, price
+from sublayer.train import kept
 from sublayer.train.frame import cores, versions
 
 SCHEMA = "sublayer.study/1"
@@ -82,9 +83,10 @@ def _cpu() -> str:
 
 
 def _row(study: Path, run: PlannedRun) -> dict[str, Any]:
-    row = read_row(study, run)
-    if row is None:
-        row = {"status": "missing", "reason": "not run yet; --resume runs what is missing", "eval_loss": None}
+    row, problem = kept.read_row(run_folder(study, run))
+    if row is None or problem is not None:
+        why = f"{problem}; --resume runs it again" if problem else "not run yet; --resume runs what is missing"
+        row = {"status": "missing", "reason": why, "eval_loss": None}
     folder = run_folder(study, run).relative_to(study).as_posix()
     row = {
         "steps_done": 0, "train_loss": None, "seconds": None, "tokens_per_second": None, "peak_memory_mb": None,
@@ -263,12 +265,11 @@ def read_results(study: Path) -> dict[str, Any]:
 
     path = study / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        results = signed.read(path)
+    except signed.Damaged as error:
+        raise StudyError(f"{error}; `sublayer compare --resume` writes it again from the runs") from None
+    except OSError as error:
         raise StudyError(f"{path} holds no results of a study: {error}") from None
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise StudyError(
-            f"{path} must have schema {SCHEMA!r}, got "
-            f"{results.get('schema') if isinstance(results, dict) else type(results).__name__!r}"
-        )
+    if results.get("schema") != SCHEMA:
+        raise StudyError(f"{path} must have schema {SCHEMA!r}, got {results.get('schema')!r}")
     return results

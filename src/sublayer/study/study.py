@@ -1,20 +1,18 @@
 """`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sublayer import folders
+from sublayer import folders, signed
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import FINISHED, arguments, execute, finished
 from sublayer.study.files import PLAN, check, choose, locked, planned
 from sublayer.study.plan import Plan
 from sublayer.study.results import gather, read_results, run_cost
 from sublayer.train.frame import cores
-from sublayer.whole_files import write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -133,7 +131,7 @@ def run_study(
     line = list(command) or _call(plan, folder)
     with locked(folder):
         check(plan, folder, resume)  # another process may have begun a study here meanwhile
-        write_atomically(folder / PLAN, json.dumps(plan.to_dict(), indent=2) + "\n")
+        signed.write(folder / PLAN, plan.to_dict())
         if output is not None:
             count = len(plan.runs())
             print(
@@ -222,7 +220,7 @@ def _write(
     report: Callable[[dict[str, Any], Path, Path], None] | None,
 ) -> Study:
     results = gather(plan, folder, facts, command)
-    write_atomically(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    signed.write(folder / "results.json", results)
     study = Study(folder, results)
     if report is not None:
         report(results, folder, study.report)

@@ -26,6 +26,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sublayer import signed
+
 from . import tokenizer as tokenizers
 from .documents import Document, Source, held_out, open_source
 from .errors import TrainError
@@ -155,7 +157,7 @@ def _make(source: Source, content: str, spec: TrainSpec, work: Path) -> None:
         "vocabulary": asdict(words),
         "files": {path.relative_to(work).as_posix(): _hash(path) for path in files},
     }
-    (work / ENTRY).write_text(json.dumps(_signed(entry), indent=2), encoding="utf-8")
+    (work / ENTRY).write_text(_written(entry), encoding="utf-8")
 
 
 def _encode(
@@ -271,12 +273,16 @@ def _read(folder: Path, spec: TrainSpec) -> Corpus | None:
 def _entry(folder: Path) -> tuple[dict[str, Any], str | None]:
     """What an entry says of itself, and what is wrong with it."""
     try:
-        entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-        if entry != _signed(entry):
+        text = (folder / ENTRY).read_text(encoding="utf-8")
+        entry = json.loads(text)
+        if text != _written(entry):
             return {}, f"{ENTRY} does not match its own hash"
         for name, expected in entry["files"].items():
             if _hash(folder / name) != expected:
                 return {}, f"{name} does not match its hash"
+        more = signed.added(folder, [*entry["files"], ENTRY])  # a tokenizer reads what lies in its folder
+        if more:
+            return {}, f"{more[0]} was added"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {}, f"it cannot be read ({error})"
     return dict(entry), None
@@ -304,7 +310,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _signed(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with a hash over all its other fields."""
+def _written(entry: dict[str, Any]) -> str:
+    """The entry with a hash over all its other fields, as it is written."""
     body = {key: value for key, value in entry.items() if key != "sha256"}
-    return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+    signature = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": signature}, indent=2)

@@ -65,7 +65,10 @@ def share(spec: Loop, size: int) -> Share:
 
 def speaks() -> bool:
     """Whether this process says aloud what all of them know: the first one, or the only one."""
-    return _whole("WORLD_SIZE", 1) <= 1 or _whole("RANK", 0) == 0
+    try:
+        return _whole("WORLD_SIZE", 1) <= 1 or _whole("RANK", 0) == 0
+    except NotGivenError:  # it cannot be known, and that has to be said
+        return True
 
 
 def refuse(message: str) -> None:
@@ -88,8 +91,11 @@ def leave(code: int) -> NoReturn:
 
 
 def several() -> bool:
-    """Whether this process was started as one of several."""
-    return _whole("WORLD_SIZE", 1) > 1
+    """Whether this process was started as one of several. `chosen` refuses a number that is none."""
+    try:
+        return _whole("WORLD_SIZE", 1) > 1
+    except NotGivenError:
+        return False
 
 
 def chosen(parallel: str | None) -> Parallel:

@@ -112,11 +112,19 @@ class _Watch(TorchDispatchMode):
         def hook(module: nn.Module, given: Any, result: Any) -> None:
             while self._forward and self._forward.pop() != name:
                 pass  # one that an exception left
-            tensors = [t for t in _floats(result) if t.requires_grad]
+            passed_on = {id(t) for t in _floats(given)}  # through these no gradient is computed here
+            tensors = [t for t in _floats(result) if t.requires_grad and id(t) not in passed_on]
             if tensors:
-                register_multi_grad_hook(tensors, lambda _: self._backward.append(name), mode="any")
+                register_multi_grad_hook(tensors, lambda _: self._take_up(name), mode="any")
 
         return hook
+
+    def _take_up(self, name: str) -> None:
+        """A module's way back begins. Where what it gives is what a part of it gave, that part is the inner one."""
+        inside, at = f"{name}." if name else "", len(self._backward)
+        while at and self._backward[at - 1].startswith(inside):
+            at -= 1
+        self._backward.insert(at, name)
 
     def _drop(self, name: str) -> None:
         if name in self._backward:

@@ -6,13 +6,13 @@ once is `whole - changed`, and the share of it that came back is `(recovered - c
 given where the cost is at least one point. Imports no torch.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sublayer import signed
 from sublayer.finetune import TASKS, FinetuneSpec, task_of
 from sublayer.finetune.result import RESULTS, gather
 from sublayer.study import stats
@@ -20,6 +20,7 @@ from sublayer.study.errors import StudyError
 from sublayer.study.parts.checkpoints import check_sources, folder_of, gathered
 from sublayer.study.parts.part import Part, Result, Setting
 from sublayer.study.pool import Work, run_all
+from sublayer.train import kept
 from sublayer.train.frame import cores
 from sublayer.whole_files import write_atomically
 
@@ -88,7 +89,7 @@ class Finetune(Part):
             mine = [r for r in rows if r["checkpoint_label"] == label]
             if any(r["status"] != "missing" for r in mine):
                 found = gather([{**r, "folder": f"runs/{r['task']}-s{r['seed']}"} for r in mine], line)
-                write_atomically(folder / label / RESULTS, json.dumps(found, indent=1, allow_nan=False) + "\n")
+                signed.write(folder / label / RESULTS, found, indent=1)
         score = {(r["checkpoint_label"], r["task"], r["seed"]): r.get("score") for r in rows}
         majority = {r["task"]: (r.get("majority") or {}).get("score") for r in rows if r["status"] == "ok"}
         result.tables.append(self._table(labels, score, majority))
@@ -175,11 +176,10 @@ def _percent(values: Sequence[float], runs: int) -> str | None:
 
 
 def _row(place: Path) -> Json:
-    try:
-        row = json.loads((place / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        row = None
-    return row if isinstance(row, dict) else {"status": "missing", "score": None, "reason": "it did not begin"}
+    row, problem = kept.read_row(place)
+    if row is None or problem is not None:
+        return {"status": "missing", "score": None, "reason": problem or "it did not begin"}
+    return row
 
 
 def _short(row: Json) -> Json:
