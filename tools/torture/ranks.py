@@ -67,7 +67,9 @@ class Runs:
         )
         if set(codes) != {wanted}:
             log = self.out(name).with_suffix(".txt.0").read_text(encoding="utf-8")
-            raise RuntimeError(f"{name} in {size} processes ended with {codes}, not {wanted}: {log[-1500:]}")
+            row = self.out(name) / "run.json"
+            log += row.read_text(encoding="utf-8") if row.exists() else ""
+            raise RuntimeError(f"{name} in {size} processes ended with {codes}, not {wanted}: {log[-3000:]}")
         row = finished(self.out(name))
         if row is not None:
             self.rows[name] = row
