@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["kill", "crash", "damage", "settings", "together"])
+@pytest.mark.parametrize("name", ["kill", "crash", "damage", "settings"])
 def test_what_is_promised_holds(name: str, tmp_path: Path) -> None:
     record = tried(name, tmp_path)
     assert record["lines"]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def forked(spec: TrainSpec, wanted: int, top: Path, draw: random.Random) -> dict
     odd: list[str] = []
     while kills < wanted:
         out = top / f"run-{ends}"
-        members = team.start(2, lambda out=out: runs.train(spec, out), out.with_suffix(".txt"))
+        members = team.start(2, partial(runs.train, spec, out), out.with_suffix(".txt"))
         rank, until = draw.randrange(2), time.monotonic() + draw.uniform(0.02, length)
         while time.monotonic() < until and not members.look():
             time.sleep(0.001)

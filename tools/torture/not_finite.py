@@ -70,7 +70,7 @@ def lost(spec: TrainSpec, out: Path, case: dict[str, Any]) -> int:
             return number.clone()
 
         @staticmethod
-        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
             return gradient * value
 
     def count(module: Any, given: Any) -> None:

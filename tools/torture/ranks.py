@@ -67,8 +67,8 @@ class Runs:
         )
         if set(codes) != {wanted}:
             log = self.out(name).with_suffix(".txt.0").read_text(encoding="utf-8")
-            row = self.out(name) / "run.json"
-            log += row.read_text(encoding="utf-8") if row.exists() else ""
+            told = self.out(name) / "run.json"
+            log += told.read_text(encoding="utf-8") if told.exists() else ""
             raise RuntimeError(f"{name} in {size} processes ended with {codes}, not {wanted}: {log[-3000:]}")
         row = finished(self.out(name))
         if row is not None:
