@@ -13,16 +13,18 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_LOCKED = {"fuzz", "ray"}  # extras that no check of ours needs, and that are heavy or not for every Python
 LOCK, CUDA = ROOT / "requirements.lock", ROOT / "requirements-cuda.lock"
 CPU_BUILDS = ROOT / "tools" / "torch_cpu.sha256"  # as sha256sum writes it
 
 HEADER = """\
-# Written by `make lock`; do not edit. Exact versions of everything, extras and developers' tools included, for
-# Python 3.11 to 3.13, with the hashes of their files on PyPI and of PyTorch's CPU builds. It is complete: install it
-# with --no-deps. PyTorch's CUDA build wants requirements-cuda.lock besides.
+# Written by `make lock`; do not edit. Exact versions of everything, developers' tools and all extras but fuzz and ray
+# included, for Python 3.11 to 3.13, with the hashes of their files on PyPI and of PyTorch's CPU builds. It is complete:
+# install it with --no-deps. PyTorch's CUDA build wants requirements-cuda.lock besides.
 """
 HEADER_CUDA = """\
 # Written by `make lock`; do not edit. What PyTorch's CUDA build wants besides requirements.lock; its CPU build wants
@@ -54,7 +56,10 @@ def compile_lock(upgrade: bool) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lock"
         file.write_text("".join(path.read_text() for path in (LOCK, CUDA) if path.exists()))  # where it starts from
-        command = ["uv", "pip", "compile", "pyproject.toml", "--all-extras", "--constraint", "constraints.txt"]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = [word for name in project["optional-dependencies"] if name not in NOT_LOCKED
+                  for word in ("--extra", name)]  # fmt: skip
+        command = ["uv", "pip", "compile", "pyproject.toml", *extras, "--constraint", "constraints.txt"]
         command += ["--universal", "--python-version", "3.11", "--fork-strategy", "fewest", "--generate-hashes"]
         command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--quiet", "--output-file", str(file)]
         if upgrade:

@@ -25,7 +25,7 @@ from torture.stop import cli, options
 
 CLOSE = 1e-6  # relative difference of losses
 QUICK = (("post-norm", "mlm"),)
-LONG = (("post-norm", "mlm"), ("paf", "mlm"), ("pre-norm", "clm"), ("sandwich", "clm"))
+LONG = (("post-norm", "mlm"), ("paf", "mlm"), ("input-norm", "clm"), ("sandwich", "clm"))
 # what is asked for -> (environment, options of the command line, words of the message)
 REFUSED: dict[str, tuple[dict[str, str], list[str], str]] = {
     "ddp in one process": ({}, ["--parallel", "ddp"], "needs several processes"),
