@@ -95,3 +95,17 @@ def test_a_folder_that_was_forgotten_meanwhile_is_made_again(tmp_path: Path, mon
         assert (folder / folders.OWNER).exists()
         assert (folder / folders.LOCK).exists()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_mark_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError("this file system has no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    mark = tmp_path / folders.OWNER
+    assert folders._put(mark, "one")
+    assert not folders._put(mark, "two")
+    assert mark.read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == [folders.OWNER]

@@ -179,15 +179,7 @@ def _claimed(folder: Path) -> dict[str, Any] | None:
     me = {"host": platform.node(), "pid": os.getpid(), "began": _began(os.getpid()), "place": place(),
           "token": uuid.uuid4().hex}  # fmt: skip
     while True:
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(me))
-                stream.flush()
-                os.fsync(stream.fileno())
+        if _put(path, json.dumps(me)):
             return None
         seen = _read(path)
         if seen is None:
@@ -199,6 +191,32 @@ def _claimed(folder: Path) -> dict[str, Any] | None:
         elif _renewed(path, seen):
             return owner
         _remove(path, seen)
+
+
+def _put(path: Path, text: str) -> bool:
+    """Make the mark with its text, whole or not at all; False if there is one already."""
+    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write_new(own, text)
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links: then a kill in this moment leaves half a mark
+            _write_new(path, text)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _renewed(path: Path, seen: str) -> bool:
