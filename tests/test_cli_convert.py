@@ -175,20 +175,30 @@ def test_a_target_that_holds_files_is_refused_or_replaced_whole(
     assert "is a file: give another name" in capsys.readouterr().err
 
 
-def test_what_was_there_comes_back_if_the_last_move_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_was_there_comes_back_if_a_move_fails(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two folders cannot change places at once: with the old one still there, and with it moved aside."""
     target = tmp_path / "target"
     target.mkdir()
     (target / "precious.txt").write_text("do not touch")
-    replace = os.replace
+    rename, tries = os.rename, 0
 
     def failing(source: Any, destination: Any) -> None:
+        nonlocal tries
         if Path(destination) == target and not str(source).endswith(".old"):
-            raise OSError(5, "Input/output error")
-        replace(source, destination)
+            tries += 1
+            if tries > at:
+                raise OSError(5, "Input/output error")
+        rename(source, destination)
 
-    monkeypatch.setattr("os.replace", failing)
+    def no_library(_: object) -> None:
+        raise OSError("no renameat2")
+
+    monkeypatch.setattr("sublayer.hf.convert.folder.ctypes.CDLL", no_library)
+    monkeypatch.setattr("os.rename", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        write_folder(target, lambda folder: None, overwrite=True)
+        write_folder(target, lambda folder: (folder / "new.txt").write_text("new"), overwrite=True)
+    assert tries == at + 1
     assert (target / "precious.txt").read_text() == "do not touch"
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
 

@@ -137,15 +137,17 @@ def main() -> int:
     """Run everything; return the number of failures."""
     parser = argparse.ArgumentParser(description="Run the README's commands and compare what they print.")
     parser.add_argument("--quick", action="store_true", help="leave out the blocks that are marked slow")
-    quick = parser.parse_args().quick
-    page = [block for block in blocks(README.read_text()) if not (quick and block.slow)]
+    parser.add_argument("--slow", action="store_true", help="only what the tests leave out")
+    given = parser.parse_args()
+    page = [block for block in blocks(README.read_text()) if not (given.quick and block.slow)]
     failures = 0
     with tempfile.TemporaryDirectory() as name:
         jobs: list[tuple[str, Callable[[], None]]] = []
         for block in page:
-            if block.language == "console":
+            if block.language == "console" and (block.slow or not given.slow):
                 jobs.append((f"line {block.line}", partial(run_console, block, _empty(name, f"line-{block.line}"))))
-        jobs.append(("Python blocks", partial(run_python, page, _empty(name, "python"))))
+        if not given.slow or any(block.slow for block in page if block.language == "python"):
+            jobs.append(("Python blocks", partial(run_python, page, _empty(name, "python"))))
         for title, job in jobs:
             try:
                 job()

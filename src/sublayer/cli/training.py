@@ -185,6 +185,7 @@ def compare(
     study = run(
         chosen,
         out=out,
+        output=sys.stderr,
         seeds=seeds or tuple(values.pop("seeds", (0,))),
         lrs=lrs or tuple(values.pop("lrs", ())),
         size=values.pop("size", None) or "tiny",

@@ -31,6 +31,11 @@ def choose(out: str | Path | None, resume: bool) -> Path:
     return folder
 
 
+def _began(folder: Path) -> bool:
+    """Whether a study was begun in a folder that has no plan any more."""
+    return (folder / "runs").is_dir() or any(folder.glob(f"damaged-{PLAN}-*"))
+
+
 def check(plan: Plan, folder: Path, resume: bool) -> None:
     """Whether the plan may be run in the folder: it is new, or holds this study and ``resume`` is set.
 
@@ -49,7 +54,7 @@ def check(plan: Plan, folder: Path, resume: bool) -> None:
                 f"the study in {folder} has other settings ({'; '.join(changed)}); give those it began with, or "
                 f"another folder"
             )
-    elif not folders.is_new(folder) and not (resume and (folder / "runs").is_dir()):
+    elif not folders.is_new(folder) and not (resume and _began(folder)):
         raise StudyError(f"{folder} is not empty and holds no study; give a new folder")
 
 
