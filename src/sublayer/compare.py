@@ -1,6 +1,5 @@
 """`compare`, the main job: train designs side by side, fairly; measure; report. Imports no torch."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -8,6 +7,7 @@ from typing import IO, Any
 from sublayer import report
 from sublayer._verb import callable_module
 from sublayer.notation import Design
+from sublayer.streams import STDERR
 from sublayer.study import Plan, Study, executors, run_study
 
 
@@ -21,7 +21,7 @@ def compare(
     jobs: int | None = None,
     measure: bool = True,
     resume: bool = False,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     command: Sequence[str] = (),
     executor: str = "local",
     submit: bool = False,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from sublayer import folders, signed
+from sublayer.streams import STDERR
 from sublayer.train import kept
 from sublayer.train.frame import cores, finished
 
@@ -30,7 +30,7 @@ def finetune(
     seeds: Sequence[int] = (0,),
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     command: Sequence[str] = (),
     **settings: Any,
 ) -> Finetuning:

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sublayer import folders, signed
+from sublayer.streams import STDERR
 from sublayer.study.errors import StudyError
 from sublayer.study.nursery import Forked, Nursery
 from sublayer.study.plan import Plan, PlannedRun
@@ -63,7 +63,7 @@ def execute(
     jobs: int = 1,
     measure: bool = True,
     flops: Mapping[str, float] | None = None,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     command: Callable[[Path, Path], list[str]] | None = None,
 ) -> None:
     """Run every run of ``plan`` that is not finished, ``jobs`` at a time.

@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from typing import IO, Any
 from sublayer import signed
 from sublayer.folders import is_new
 from sublayer.folders import make as make_folder
+from sublayer.streams import STDERR
 from sublayer.study.errors import StudyError
 from sublayer.study.files import locked
 from sublayer.study.parts import Part, Result, Setting, make
@@ -92,7 +92,7 @@ def run_program(
     *,
     jobs: int | None = None,
     resume: bool = False,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     command: Sequence[str] = (),
     page: Callable[[dict[str, Any], Path, Path], None] | None = None,
     write: Callable[[dict[str, Any], Path], None] | None = None,

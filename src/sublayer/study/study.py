@@ -1,12 +1,12 @@
 """`run_study`: run a plan, gather the results, write the page; `Study`: what it gives back."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sublayer import folders, signed
+from sublayer.streams import STDERR
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import FINISHED, arguments, execute, finished
 from sublayer.study.files import PLAN, check, choose, locked, planned
@@ -102,7 +102,7 @@ def run_study(
     jobs: int | None = None,
     measure: bool = True,
     resume: bool = False,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     command: Sequence[str] = (),
     report: Callable[[dict[str, Any], Path, Path], None] | None = None,
     executor: Callable[..., None] | None = None,

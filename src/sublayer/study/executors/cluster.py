@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from sublayer.streams import STDERR
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import (
     GRACE,
@@ -56,7 +57,7 @@ def execute(
     jobs: int | None = None,
     measure: bool = True,
     flops: Mapping[str, float] | None = None,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
 ) -> None:
     """Run every run of ``plan`` that is not finished on the cluster of `$RAY_ADDRESS`, on the one that runs on this
     machine, or on this machine alone.

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from sublayer.streams import STDERR
 from sublayer.study.errors import StudyError
 from sublayer.study.execute import finished, write_spec
 from sublayer.study.files import ranges
@@ -89,7 +90,7 @@ def execute(
     jobs: int | None = None,
     measure: bool = True,
     flops: Mapping[str, float] | None = None,
-    output: IO[str] | None = sys.stderr,
+    output: IO[str] | None = STDERR,
     submit: bool = False,
     options: Sequence[str] = (),
 ) -> None:
