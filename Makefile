@@ -41,9 +41,8 @@ demo: $(STAMP)  ## train four designs side by side and write a report
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
-check: $(STAMP)  ## what CI runs: the checks below, a short demo, the tests, which run the README's commands too
+check: $(STAMP)  ## what CI runs: the checks below, a short demo, the tests with the README's quick commands
 	@$(MAKE) --no-print-directory format-check lint types contracts supply
-	$(BIN)/python tools/readme.py --slow
 	@rm -rf build/demo
 	@$(MAKE) --no-print-directory demo DEMO=build/demo ARGS="--steps 8"
 	@$(MAKE) --no-print-directory test
