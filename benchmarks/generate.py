@@ -7,12 +7,13 @@ saved and read with `sublayer.load`, so that both have the same weights; that th
 every round. For one token each weight is multiplied once, so that a pass over memory as large as the weights, which
 torch's `sum` makes, is about as fast as a token can come.
 
-Two rows without a goal say where the rest goes: `products alone` are the matrix products of a token and nothing else,
+Three rows without a goal say where the rest goes: `products alone` are the matrix products of a token and nothing else,
 with the weights as they lie in each of the two models. Ours are `[out, in]` in memory, as `nn.Linear` has them;
-transformers' GPT-2 keeps `[in, out]`.
+transformers' GPT-2 keeps `[in, out]`. `by columns` is ours as `generate` lays it out for many tokens.
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
+
+from sublayer.model.columns import TOKENS, by_columns
 
 PROMPT, NEW = 16, 256  # tokens
 SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 64}
@@ -93,15 +96,18 @@ def rows(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     said: dict[str, list[list[int]]] = {"ours": [], "theirs": []}
 
     part = max(1, new // 8)  # of the tokens: for what is the same each time
+    columns = copy.deepcopy(ours)
     forms: dict[str, Callable[[], Any]] = {
         "ours": generation(ours, prompt, new, said["ours"]),
         "theirs": generation(theirs, prompt, new, said["theirs"]),
         "read": often(memory.sum, part),
         "our products": often(products(ours), part),
         "their products": often(products(theirs), part),
+        "by columns": often(products(columns), part),
     }
-    spent = turns(forms, given.rounds, CLOCKS[given.clock])
-    for name in ("read", "our products", "their products"):
+    with by_columns(columns, 1, TOKENS):
+        spent = turns(forms, given.rounds, CLOCKS[given.clock])
+    for name in ("read", "our products", "their products", "by columns"):
         spent[name] = [seconds * new / part for seconds in spent[name]]
     apart = sum(a != b for one, two in zip(*said.values(), strict=True) for a, b in zip(one, two, strict=True))
     checks = {"ids that differ": float(apart), "kinds of ids": float(len(set(said["ours"][0])))}
@@ -111,10 +117,13 @@ def rows(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         "reading the weights": ("ours", "read", 0.8, checks),
         "our products alone": ("ours", "our products", None, {}),
         "transformers' products": ("our products", "their products", None, {}),
+        "our products by rows": ("by columns", "our products", None, {}),
     }
     found = [
         Row(
-            work=work if one == "ours" else f"{work}: products alone",
+            work=work
+            if one == "ours"
+            else f"{work}: products alone{', tall weights by columns' if one == 'by columns' else ''}",
             against=name,
             values=ratios(spent[one], spent[other]),
             reach=reach,

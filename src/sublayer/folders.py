@@ -5,10 +5,10 @@ Two marks hold a folder, since neither is enough alone:
 
 - `.lock` has a `flock`. The system lifts it when its process ends, however it ends; processes that it forks let go of
   it, for they may outlive it by some seconds. Whether it reaches other machines depends on the file system.
-- `.owner` is made with O_EXCL, which only one process of one machine can do, also on NFS. It names the process and its
-  machine, and a thread renews it every `BEAT` seconds. Whoever finds an owner of the same machine looks whether that
-  process lives. An owner elsewhere is watched: renewed, it works; not renewed for `STALE` seconds, its machine is gone.
-  Clocks of two machines are never compared.
+- `.owner` is a link, or where there are none a file made with O_EXCL: only one process of one machine can make it, also
+  on NFS. It names the process and its machine, and a thread renews it every `BEAT` seconds. Whoever finds an owner of
+  the same machine looks whether that process lives. An owner elsewhere is watched: renewed, it works; not renewed for
+  `STALE` seconds, its machine is gone. Clocks of two machines are never compared.
 
 A process that finds its own mark gone, because it was stopped for longer than `STALE`, ends at once and writes nothing.
 """

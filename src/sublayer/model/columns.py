@@ -1,7 +1,7 @@
 """Weights laid out column by column while tokens are made one at a time on a CPU.
 
 ``nn.Linear`` keeps ``W [out, in]`` row by row. A product with one token then is a dot product for each row, and on a
-CPU the libraries do that at two thirds of the speed at which they add up columns, where ``out`` is the larger side: the
+CPU the libraries do that more slowly than they add up columns, where ``out`` is the larger side: the
 FFN's first matrices and the output layer, half of the weights of a small model. Both orders hold the same numbers. The
 sums are rounded in another order (about 1e-7). ``benchmarks/generate.py`` measures it.
 """
